@@ -1,0 +1,307 @@
+"""Every setting of a run: typed, with its unit, default and check, in one file.
+
+A configuration comes from a preset, then a YAML file, then `--section.key value` overrides, each on top of
+the one before; jsonargparse reads and type-checks them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from yupana.errors import UserError, did_you_mean
+from yupana.files import write_atomically
+from yupana.model.shapes import ModelShape
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text, cut how."""
+
+    corpus: str | dict[str, float] = "python"
+    """A folder of token shards, or text to prepare first (a file, a folder, 'python' for the Python
+    installation's own library, hf:NAME for a hub dataset), or a mixture {folder: weight}."""
+    tokenizer: str = "bpe:4096"
+    """For text that is not prepared yet: bytes, bpe:VOCAB (trained on that text), llama3, or a folder."""
+    seq_len: int = 256
+    """Tokens in a sequence."""
+    seed: int = 0
+    """Seed of the order of the data."""
+    packing: Literal["stream", "documents"] = "stream"
+    """stream: attention crosses document boundaries; documents: no token attends across documents."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, data=self, names=["seq_len"])
+        _at_least(0, data=self, names=["seed"])
+        if isinstance(self.corpus, dict):
+            if not self.corpus:
+                raise UserError("data.corpus is an empty mixture: name at least one folder of shards")
+            for name, weight in self.corpus.items():
+                if not weight > 0:
+                    raise UserError(f"data.corpus gives '{name}' the weight {weight:g}: weights are positive")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how large a batch, how precise."""
+
+    steps: int | None = None
+    """Optimiser steps to take; or give tokens."""
+    tokens: int | None = None
+    """Tokens to train on, rounded up to whole steps; or give steps."""
+    global_batch: int = 32
+    """Sequences in an optimiser step."""
+    micro_batch: int | None = None
+    """Sequences in one forward and backward pass (gradient accumulation); default: all of global_batch."""
+    precision: Literal["auto", "fp32", "bf16-autocast", "bf16", "bf16-lean"] = "auto"
+    """bf16: bf16 weights with fp32 master copies in the optimiser; bf16-lean: bf16 weights and moments with
+    stochastic rounding, 8 bytes a parameter; auto: bf16 where the machine multiplies it faster than fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: on when the run is long enough to earn the compile time back."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU if there is one."""
+    seed: int = 0
+    """Seed of the initial weights (and of stochastic rounding)."""
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.tokens is None):
+            given = "both are given" if self.steps is not None else "neither is given"
+            raise UserError(f"exactly one of train.steps and train.tokens says how long to train: {given}")
+        _at_least(1, train=self, names=["steps", "tokens", "global_batch", "micro_batch"])
+        _at_least(0, train=self, names=["seed"])
+        if self.micro_batch and self.global_batch % self.micro_batch:
+            raise UserError(
+                f"train.global_batch ({self.global_batch}) must be a multiple of "
+                f"train.micro_batch ({self.micro_batch})"
+            )
+
+    def total_steps(self, seq_len: int) -> int:
+        """Optimiser steps of the whole run."""
+        if self.steps is not None:
+            return self.steps
+        assert self.tokens is not None
+        return -(-self.tokens // (self.global_batch * seq_len))
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser and the learning rate's schedule."""
+
+    name: Literal["adamw"] = "adamw"
+    """AdamW (arXiv 1711.05101)."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.1
+    """Decoupled decay, on matrices only (not on norms)."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moments."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """After the warm-up: cosine to min_lr_ratio; wsd: stable, then linear decay over decay_fraction."""
+    warmup_steps: int = 20
+    """Steps of linear warm-up."""
+    min_lr_ratio: float = 0.1
+    """Learning rate at the end, as a share of lr."""
+    decay_fraction: float = 0.2
+    """Share of the steps that wsd decays over."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "eps"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"optim.{name} must be positive, got {getattr(self, name):g}")
+        _at_least(0, optim=self, names=["weight_decay", "clip", "warmup_steps"])
+        for name in ("min_lr_ratio", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"optim.{name} must lie between 0 and 1, got {getattr(self, name):g}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optim.betas must lie in [0, 1), got {self.betas}")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save and what to keep."""
+
+    every: int = 100
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    """Newest checkpoints to keep, beside the one with the best validation loss."""
+    export: bool = False
+    """Write a Hugging Face folder, export/, at the end."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, checkpoint=self, names=["every", "keep"])
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is recorded, and where it is sent."""
+
+    every: int = 1
+    """Steps between lines of metrics."""
+    eval_every: int = 50
+    """Steps between evaluations on held-out text (the first and last step are always evaluated)."""
+    eval_tokens: int = 131_072
+    """Held-out tokens in an evaluation, at most."""
+    tensorboard: bool = False
+    """Write TensorBoard events into the run directory."""
+    wandb: bool = False
+    """Log to Weights & Biases; offline unless you are logged in."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, log=self, names=["every", "eval_every", "eval_tokens"])
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run, whole."""
+
+    model: ModelShape = field(default_factory=ModelShape)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=100))
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.train.total_steps(self.data.seq_len)
+
+
+def load(preset: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration from a preset's name, a YAML file and `--section.key value` overrides.
+
+    Raises UserError, naming the key and the nearest valid one, for anything that does not fit.
+    """
+    parser = _parser()
+    layers: list[str] = []
+    for layer in (preset_path(preset) if preset is not None else None, file):
+        if layer is not None:
+            if not layer.is_file():
+                raise UserError(f"the configuration file {layer} does not exist")
+            layers += [*_clear_other_length(layer.read_text()), "--config", str(layer)]
+    layers += [*_clear_other_length(" ".join(overrides)), *overrides]
+    try:
+        return _as_config(parser.instantiate(parser.parse_args(layers)))
+    except UserError:
+        raise
+    except Exception as error:  # jsonargparse wraps every failure in its own words; retell them in ours
+        raise UserError(_retell(error)) from error
+
+
+def preset_path(name: str) -> Path:
+    """The YAML file of a preset. Raises UserError for an unknown name."""
+    path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"there is no preset '{name}'{did_you_mean(name, preset_names())}: "
+                        f"the presets are {', '.join(preset_names())}")
+    return path
+
+
+def preset_names() -> list[str]:
+    """The presets that come with yupana."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the resolved configuration as YAML, atomically; `load(file=path)` gives it back."""
+    import yaml
+
+    write_atomically(path, yaml.safe_dump(as_dict(config), sort_keys=False))
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain dictionaries, lists and scalars."""
+    return _plain(dataclasses.asdict(config))
+
+
+def settings() -> list[tuple[str, str, str]]:
+    """Every setting as (dotted key, default, what it is): what `yupana train --help` lists."""
+    rows = []
+    for section in dataclasses.fields(Config):
+        branch = get_type_hints(Config)[section.name]
+        told = _attribute_docs(branch)
+        default = getattr(Config(), section.name)
+        for key in dataclasses.fields(branch):
+            rows.append((f"{section.name}.{key.name}", str(getattr(default, key.name)), told[key.name]))
+    return rows
+
+
+def _parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, prog="yupana train", add_help=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def _as_config(parsed: Any) -> Config:
+    return Config(**{section.name: getattr(parsed, section.name) for section in dataclasses.fields(Config)})
+
+
+def _clear_other_length(text: str) -> list[str]:
+    """A layer that sets train.steps replaces an earlier layer's train.tokens, and the reverse."""
+    given = [name for name in ("steps", "tokens") if re.search(rf"(^|\s|\.){name}\b", text)]
+    others = {"steps": "tokens", "tokens": "steps"}
+    return [f"--train.{others[given[0]]}=null"] if len(given) == 1 else []
+
+
+def _retell(error: Exception) -> str:
+    """One sentence from a jsonargparse message, with the key and the nearest valid one."""
+    message = str(error)
+    keys = [key for key, _, _ in settings()]
+    if unknown := re.search(r"Group '(\S+)' does not accept option '(\S+)'", message):
+        key = f"{unknown[1]}.{unknown[2]}"
+        return f"unknown setting '{key}'{did_you_mean(key, keys)}"
+    if unknown := re.search(r"Option '(\S+)' is not accepted|[Uu]nrecognized arguments: --([^\s=]+)", message):
+        key = unknown[1] or unknown[2]
+        return f"unknown setting '{key}'{did_you_mean(key, keys)}"
+    wrong = re.findall(r'Parser key "([^"]+)":\s+(.*?)(?=\n\s*-|\Z)', message, flags=re.DOTALL)
+    wrong = [(key, why) for key, why in wrong if key in keys] or wrong
+    if wrong:
+        key, why = wrong[-1]
+        value = re.search(r"Got value: (.*)", why)
+        told = dict((k, t) for k, _, t in settings()).get(key)
+        got = f": got {value[1].strip()}" if value else f": {' '.join(why.split())}"
+        return f"{key} has the wrong type{got}" + (f" ({told})" if told else "")
+    return " ".join(message.split())
+
+
+def _at_least(least: int, names: list[str], **branch: Any) -> None:
+    (section, values), = branch.items()
+    for name in names:
+        value = getattr(values, name)
+        if value is not None and value < least:
+            raise UserError(f"{section}.{name} must be at least {least}, got {value}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def _attribute_docs(branch: type) -> dict[str, str]:
+    """The string under each field of a dataclass, as one line."""
+    import ast
+    import inspect
+    import textwrap
+
+    body = ast.parse(textwrap.dedent(inspect.getsource(branch))).body[0].body  # type: ignore[attr-defined]
+    docs = {}
+    for here, following in zip(body, body[1:], strict=False):
+        if isinstance(here, ast.AnnAssign) and isinstance(following, ast.Expr):
+            docs[here.target.id] = " ".join(ast.literal_eval(following.value).split())  # type: ignore[union-attr]
+    return docs

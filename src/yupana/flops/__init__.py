@@ -1,0 +1,1 @@
+"""FLOPs: counting them, what the hardware can do, and the utilisation that follows."""

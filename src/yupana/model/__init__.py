@@ -1,0 +1,1 @@
+"""Llama: shapes, the forward pass, generation, and Hugging Face in and out."""
