@@ -1,0 +1,28 @@
+# Two commands do everything on a fresh machine: `make train` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test fast lint notebook clean
+
+train: .venv/installed            ## train the demo: 7 million parameters on the Python library's own source
+	$(BIN)/yupana train 7m --run runs/demo
+
+test: .venv/installed             ## everything CI runs: style, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+fast: .venv/installed             ## the tests without the slow ones
+	$(BIN)/pytest -m "not slow"
+
+lint: .venv/installed             ## style and types, with fixes where they are safe
+	$(BIN)/ruff check --fix .
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[all]' -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf .venv runs corpora

@@ -1,0 +1,99 @@
+"""The output head and the cross-entropy in one, a chunk of tokens at a time, so that the logits never exist whole.
+
+The forward pass computes the gradient as well (both need the same logits, which are then thrown away), so nothing
+is recomputed: with logits z = h Wᵀ and p = softmax(z), dz = (p - onehot(target)) / n, dh = dz W, dW = dzᵀ h.
+The oracle is `F.cross_entropy(F.linear(h, W))`; the idea is in Wijmans et al. 2411.09009 and Hsu et al. 2410.10989.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100  # a target that counts for nothing: the next token belongs to another document
+
+# A chunk's logits take rows × vocabulary × (4 + 2) bytes; this many elements keeps that near 400 MB while the
+# products stay large enough to run at full rate.
+CHUNK_ELEMENTS = 1 << 26
+
+Kernel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def chunk_rows(tokens: int, vocab_size: int) -> int:
+    """Rows of logits that exist at once: a power of two, at least 256."""
+    rows = max(256, 1 << ((CHUNK_ELEMENTS // vocab_size).bit_length() - 1))
+    return min(tokens, rows)
+
+
+def softmax_gradient(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of a chunk (fp32) and `scale` times its gradient, in the logits' dtype.
+
+    `logits` [rows, vocab], `targets` [rows] (IGNORED counts for nothing), `scale` a scalar tensor. Elementwise but
+    for one reduction, so torch.compile makes it two passes over the chunk.
+    """
+    full = logits.float()
+    counted = targets != IGNORED
+    index = targets.clamp_min(0)[:, None]
+    log_normaliser = full.logsumexp(-1, keepdim=True)
+    log_target = full.gather(-1, index) - log_normaliser
+    scales = torch.where(counted, scale, 0.0)[:, None]
+    gradient = ((full - log_normaliser).exp() * scales).to(logits.dtype)
+    at_target = ((log_target.exp() - 1.0) * scales).to(logits.dtype)
+    loss = -torch.where(counted[:, None], log_target, 0.0).sum()
+    return loss, gradient.scatter(-1, index, at_target)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, kernel: Kernel) -> Tensor:
+        rows = chunk_rows(hidden.shape[0], weight.shape[0])
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        d_hidden, d_weight = torch.empty_like(hidden), None
+        for start in range(0, hidden.shape[0], rows):
+            h = hidden[start : start + rows]
+            chunk_loss, d_logits = kernel(F.linear(h, weight), targets[start : start + rows], scale)
+            loss += chunk_loss
+            torch.mm(d_logits, weight, out=d_hidden[start : start + rows])
+            if d_weight is None:
+                d_weight = d_logits.T @ h
+            else:
+                d_weight.addmm_(d_logits.T, h)  # the product adds in fp32 and rounds once a chunk
+            del d_logits
+        ctx.save_for_backward(d_hidden, d_weight)
+        return loss * scale
+
+    @staticmethod
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        d_hidden, d_weight = ctx.saved_tensors
+        if d_loss.device.type != "cpu" or d_loss != 1:  # on a GPU looking at the value would cost a wait
+            d_hidden, d_weight = d_hidden * d_loss, d_weight * d_loss
+        return d_hidden, d_weight, None, None, None
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, kernel: Kernel = softmax_gradient
+) -> Tensor:
+    """`scale` times the summed cross-entropy of `hidden @ weight.T` against `targets`, in nats, as an fp32 scalar.
+
+    `hidden` [tokens, d_model], `weight` [vocab, d_model], `targets` [tokens] with IGNORED where nothing is
+    predicted. `kernel` is softmax_gradient, possibly compiled.
+    """
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, scale, kernel)
+
+
+@torch.no_grad()
+def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The summed cross-entropy alone, in chunks, for evaluation: fp32 scalar, nats."""
+    rows = chunk_rows(hidden.shape[0], weight.shape[0])
+    parts = [
+        F.cross_entropy(F.linear(h, weight).float(), t, ignore_index=IGNORED, reduction="sum")
+        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+    ]
+    return torch.stack(parts).sum()
