@@ -1,0 +1,196 @@
+"""AdamW (Loshchilov & Hutter, 1711.05101), over fp32 weights, over fp32 masters of bf16 weights, or memory-lean.
+
+Bytes a parameter: fp32 16 (weight, gradient, two moments), masters 18 (bf16 weight and gradient, fp32 master,
+gradient and moments; the bf16 gradient is freed at once, so 16 in practice), lean 8 (everything in bf16).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from yupana.config import OptimConfig
+
+LEAN_CHUNK = 1 << 23  # parameters updated at once in lean mode: its fp32 temporaries stay near 100 MB
+
+
+class Optimizer(Protocol):
+    """What the loop needs of an optimiser."""
+
+    def collect(self) -> None:
+        """Take the gradients of one micro-batch."""
+
+    def step(self, step: int, lr: float) -> Tensor:
+        """Clip, update, forget the gradients; returns the global gradient norm before clipping."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor a resumed run needs, by name; loading copies into them in place."""
+
+    def loaded(self, step: int) -> None:
+        """Called once `state` has been filled from a checkpoint taken after `step` steps."""
+
+
+def build(model: nn.Module, precision: str, optim: OptimConfig, seed: int) -> Optimizer:
+    """The optimiser of a precision: "fp32", "bf16-autocast", "bf16" or "bf16-lean"."""
+    if precision == "bf16-lean":
+        return LeanAdamW(model, optim, seed)
+    return FusedAdamW(model, optim, masters=precision == "bf16")
+
+
+class FusedAdamW:
+    """torch's fused AdamW on fp32 weights: the model's own, or master copies of its bf16 weights."""
+
+    def __init__(self, model: nn.Module, optim: OptimConfig, masters: bool) -> None:
+        self.names = [name for name, _ in model.named_parameters()]
+        self.weights = list(model.parameters())
+        self.masters = [w.detach().float().requires_grad_() for w in self.weights] if masters else self.weights
+        self.has_masters, self.clip = masters, optim.clip
+        groups = [
+            {"params": [m for m in self.masters if m.ndim >= 2], "weight_decay": optim.weight_decay},
+            {"params": [m for m in self.masters if m.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.adamw = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+        for master in self.masters:  # made now rather than at the first step, so that a checkpoint can fill it
+            self.adamw.state[master] = {
+                "step": torch.zeros((), dtype=torch.float32, device=master.device),
+                "exp_avg": torch.zeros_like(master),
+                "exp_avg_sq": torch.zeros_like(master),
+            }
+
+    def collect(self) -> None:
+        """Add the bf16 gradients of a micro-batch to the masters', in fp32."""
+        if not self.has_masters:
+            return
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            if weight.grad is None:
+                continue
+            master.grad = weight.grad.float() if master.grad is None else master.grad.add_(weight.grad)
+            weight.grad = None
+
+    @torch.no_grad()
+    def step(self, step: int, lr: float) -> Tensor:
+        """See Optimizer."""
+        gradients = [master.grad for master in self.masters if master.grad is not None]
+        norm = global_norm(gradients)
+        if self.clip:
+            torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0))
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        if self.has_masters:
+            torch._foreach_copy_(self.weights, self.masters)
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        """See Optimizer."""
+        tensors = {}
+        for name, master in zip(self.names, self.masters, strict=True):
+            if self.has_masters:
+                tensors[f"optimizer.master.{name}"] = master.detach()
+            tensors[f"optimizer.exp_avg.{name}"] = self.adamw.state[master]["exp_avg"]
+            tensors[f"optimizer.exp_avg_sq.{name}"] = self.adamw.state[master]["exp_avg_sq"]
+        return tensors
+
+    def loaded(self, step: int) -> None:
+        """See Optimizer."""
+        for master in self.masters:
+            self.adamw.state[master]["step"].fill_(step)
+
+
+class LeanAdamW:
+    """AdamW on bf16 weights and bf16 moments, without masters: 8 bytes a parameter, gradient included.
+
+    Most updates are smaller than half the distance between neighbouring bf16 numbers, so rounding to nearest would
+    lose them; the weights are rounded stochastically instead, right on average (Zamirai et al. 2010.06192). The
+    moments change by 5–10 % a step, far above bf16's 0.4 %, and round to nearest. The random bits are a function
+    of (seed, step), so a resumed run repeats them.
+    """
+
+    def __init__(self, model: nn.Module, optim: OptimConfig, seed: int) -> None:
+        self.named = dict(model.named_parameters())
+        self.moments = {n: (torch.zeros_like(w), torch.zeros_like(w)) for n, w in self.named.items()}
+        self.optim, self.seed = optim, seed
+
+    def collect(self) -> None:
+        """Gradients add up in bf16, in the weights' own `.grad`."""
+
+    @torch.no_grad()
+    def step(self, step: int, lr: float) -> Tensor:
+        """See Optimizer."""
+        norm = global_norm([w.grad for w in self.named.values() if w.grad is not None])
+        scale = (self.optim.clip / (norm + 1e-6)).clamp(max=1.0) if self.optim.clip else torch.ones_like(norm)
+        generator = torch.Generator(device=norm.device).manual_seed(hash_seed(self.seed, step))
+        for name, weight in self.named.items():
+            if weight.grad is None:
+                continue
+            decay = self.optim.weight_decay if weight.ndim >= 2 else 0.0
+            flat = [t.view(-1).split(LEAN_CHUNK) for t in (weight, weight.grad, *self.moments[name])]
+            for w, g, m, v in zip(*flat, strict=True):
+                self._update(w, g, m, v, scale, lr, decay, step, generator)
+            weight.grad = None
+        return norm
+
+    def _update(
+        self,
+        weight: Tensor,
+        gradient: Tensor,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        scale: Tensor,
+        lr: float,
+        decay: float,
+        step: int,
+        generator: torch.Generator,
+    ) -> None:
+        beta1, beta2 = self.optim.betas
+        g = gradient.float().mul_(scale)
+        m = exp_avg.float().lerp_(g, 1 - beta1)
+        v = exp_avg_sq.float().mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        exp_avg.copy_(m)
+        exp_avg_sq.copy_(v)
+        correction1, correction2 = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
+        denominator = v.sqrt_().div_(math.sqrt(correction2)).add_(self.optim.eps)
+        new = weight.float().mul_(1 - lr * decay).addcdiv_(m, denominator, value=-lr / correction1)
+        weight.copy_(round_stochastically(new, generator))
+
+    def state(self) -> dict[str, Tensor]:
+        """See Optimizer."""
+        tensors = {f"optimizer.exp_avg.{name}": m for name, (m, _) in self.moments.items()}
+        return tensors | {f"optimizer.exp_avg_sq.{name}": v for name, (_, v) in self.moments.items()}
+
+    def loaded(self, step: int) -> None:
+        """Nothing: the step is an argument of `step`."""
+
+
+def round_stochastically(x: Tensor, generator: torch.Generator) -> Tensor:
+    """fp32 → bf16, up or down with the probability that makes the expectation x. Overwrites x.
+
+    bf16 is the upper half of fp32's bits: adding 16 random bits below and cutting them off carries just so often.
+    """
+    bits = x.view(torch.int32)
+    bits += torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=x.device, generator=generator)
+    bits &= -(1 << 16)
+    return x.to(torch.bfloat16)
+
+
+def global_norm(gradients: list[Tensor]) -> Tensor:
+    """The Euclidean norm of all gradients together, an fp32 scalar; bf16 ones are summed in fp32, in pieces."""
+    squares = [torch.linalg.vector_norm(p, dtype=torch.float32).square() for g in gradients for p in pieces(g)]
+    return torch.stack(squares).sum().sqrt()
+
+
+def pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor in flat pieces that are cheap to convert to fp32."""
+    yield from tensor.reshape(-1).split(LEAN_CHUNK)
+
+
+def hash_seed(seed: int, step: int) -> int:
+    """A 63-bit seed from a seed and a step."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**64 - 1)
+    mixed = ((mixed ^ (mixed >> 31)) * 0xD6E8FEB86659FD93) & (2**64 - 1)
+    return (mixed ^ (mixed >> 32)) >> 1
