@@ -7,6 +7,7 @@ the one before; jsonargparse reads and type-checks them.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -202,8 +203,10 @@ def preset_path(name: str) -> Path:
     """The YAML file of a preset. Raises UserError for an unknown name."""
     path = PRESETS / f"{name}.yaml"
     if not path.is_file():
-        raise UserError(f"there is no preset '{name}'{did_you_mean(name, preset_names())}: "
-                        f"the presets are {', '.join(preset_names())}")
+        raise UserError(
+            f"there is no preset '{name}'{did_you_mean(name, preset_names())}: "
+            f"the presets are {', '.join(preset_names())}"
+        )
     return path
 
 
@@ -278,7 +281,7 @@ def _retell(error: Exception) -> str:
 
 
 def _at_least(least: int, names: list[str], **branch: Any) -> None:
-    (section, values), = branch.items()
+    ((section, values),) = branch.items()
     for name in names:
         value = getattr(values, name)
         if value is not None and value < least:
@@ -301,7 +304,7 @@ def _attribute_docs(branch: type) -> dict[str, str]:
 
     body = ast.parse(textwrap.dedent(inspect.getsource(branch))).body[0].body  # type: ignore[attr-defined]
     docs = {}
-    for here, following in zip(body, body[1:], strict=False):
+    for here, following in itertools.pairwise(body):
         if isinstance(here, ast.AnnAssign) and isinstance(following, ast.Expr):
             docs[here.target.id] = " ".join(ast.literal_eval(following.value).split())  # type: ignore[union-attr]
     return docs

@@ -1,11 +1,11 @@
 """The run directory: the only contract between training and everything that reads it. Needs no torch.
 
-    run.yaml        the resolved configuration; starts the same run again
-    env.json        versions, hardware, git revision, corpus and tokenizer hashes
-    metrics.jsonl   one object a logged step; evaluation lines carry val_loss and val_bpb
-    checkpoints/    step_N/, complete once its manifest.json is there
-    export/         Hugging Face folder
-    report.html, report.png, sample.txt
+run.yaml        the resolved configuration; starts the same run again
+env.json        versions, hardware, git revision, corpus and tokenizer hashes
+metrics.jsonl   one object a logged step; evaluation lines carry val_loss and val_bpb
+checkpoints/    step_N/, complete once its manifest.json is there
+export/         Hugging Face folder
+report.html, report.png, sample.txt
 """
 
 from __future__ import annotations

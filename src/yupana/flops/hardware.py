@@ -30,7 +30,9 @@ ACCELERATORS = (
     Accelerator("a40", ("NVIDIA A40",), 149.7e12, "NVIDIA A40 data sheet"),
     Accelerator("a100-40gb", ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"), 312e12, "NVIDIA A100 data sheet"),
     Accelerator("a100-80gb", ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe"), 312e12, "NVIDIA A100 data sheet"),
-    Accelerator("h100-sxm", ("NVIDIA H100 80GB HBM3",), 989.4e12, "NVIDIA H100 data sheet (half of the sparse 1 979)"),
+    Accelerator(
+        "h100-sxm", ("NVIDIA H100 80GB HBM3",), 989.4e12, "NVIDIA H100 data sheet (half of the sparse 1 979)"
+    ),
     Accelerator("h100-pcie", ("NVIDIA H100 PCIe",), 756e12, "NVIDIA H100 data sheet (half of the sparse 1 513)"),
     Accelerator("h100-nvl", ("NVIDIA H100 NVL",), 835.5e12, "NVIDIA H100 data sheet (half of the sparse 1 671)"),
     Accelerator("h200", ("NVIDIA H200",), 989.4e12, "NVIDIA H200 data sheet (half of the sparse 1 979)"),

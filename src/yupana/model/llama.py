@@ -145,7 +145,8 @@ Rope = tuple[Tensor, Tensor]  # cos and sin, each [seq, 1, head_dim], fp32
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Tensor:
     """Angle per position of each pair of dimensions, [head_dim / 2], fp32 (2104.09864, §3.2.2)."""
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    # Bit for bit as Meta and transformers compute it: one unit in the last place is 5e-4 rad at position 8 192.
+    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     if scaling is None:
         return frequencies
     wavelengths = 2 * math.pi / frequencies

@@ -1,7 +1,7 @@
 """Checkpoints through torch's DCP, as safetensors (nothing is pickled), complete once their manifest is there.
 
-    checkpoints/step_200/*.safetensors
-    checkpoints/step_200/manifest.json    step, tokens, val_loss, shape, and every file's size and sha256
+checkpoints/step_200/*.safetensors
+checkpoints/step_200/manifest.json    step, tokens, val_loss, shape, and every file's size and sha256
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import shutil
 import sys
 
 from yupana.config import Config
-from yupana.flops import count, hardware
+from yupana.flops import count
 
 # Of malloc.h. The thresholds above which glibc maps memory anew, and gives it back at the top of the heap.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3

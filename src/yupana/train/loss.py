@@ -2,6 +2,10 @@
 
 The forward pass computes the gradient as well (both need the same logits, which are then thrown away), so nothing
 is recomputed: with logits z = h Wᵀ and p = softmax(z), dz = (p - onehot(target)) / n, dh = dz W, dW = dzᵀ h.
+A bf16 head's gradient is rounded once a chunk: over 16 chunks its error against float64 grows from 0.26 % to
+0.51 % (tests/test_loss.py), small beside the 1 % that bf16 activations leave in any gradient, and an fp32 copy
+would cost a gigabyte at 128 256 × 2 048.
+
 The oracle is `F.cross_entropy(F.linear(h, W))`; the idea is in Wijmans et al. 2411.09009 and Hsu et al. 2410.10989.
 """
 
@@ -42,7 +46,7 @@ def softmax_gradient(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Te
     log_target = full.gather(-1, index) - log_normaliser
     scales = torch.where(counted, scale, 0.0)[:, None]
     gradient = ((full - log_normaliser).exp() * scales).to(logits.dtype)
-    at_target = ((log_target.exp() - 1.0) * scales).to(logits.dtype)
+    at_target = (log_target.expm1() * scales).to(logits.dtype)
     loss = -torch.where(counted[:, None], log_target, 0.0).sum()
     return loss, gradient.scatter(-1, index, at_target)
 
@@ -61,7 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if d_weight is None:
                 d_weight = d_logits.T @ h
             else:
-                d_weight.addmm_(d_logits.T, h)  # the product adds in fp32 and rounds once a chunk
+                d_weight.addmm_(d_logits.T, h)  # adds in fp32, rounds to the weight's dtype once a chunk
             del d_logits
         ctx.save_for_backward(d_hidden, d_weight)
         return loss * scale

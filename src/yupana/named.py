@@ -1,0 +1,29 @@
+"""A model named by the user: a preset, a run.yaml, a run directory, or a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from yupana import config
+from yupana.errors import UserError, did_you_mean
+from yupana.model.shapes import ModelShape
+
+
+def shape_of(model: str) -> ModelShape:
+    """The shape of the model that `model` names. Raises UserError when it names none."""
+    path = Path(model)
+    if model in config.preset_names():
+        return config.load(preset=model).model
+    if path.is_dir() and (path / "run.yaml").is_file():
+        return config.load(file=path / "run.yaml").model
+    if path.is_dir() and (path / "config.json").is_file():
+        from yupana.model.huggingface import shape_from_config
+
+        return shape_from_config(json.loads((path / "config.json").read_text()))
+    if path.is_file():
+        return config.load(file=path).model
+    raise UserError(
+        f"'{model}' is no model{did_you_mean(model, config.preset_names())}: give a preset "
+        f"({', '.join(config.preset_names())}), a run.yaml, a run directory or a Hugging Face folder"
+    )

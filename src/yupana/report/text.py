@@ -1,0 +1,126 @@
+"""Tables for the terminal, from run directories and counts."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.table import Table
+
+from yupana.flops.count import breakdown, flops_per_token
+from yupana.model.shapes import ModelShape
+from yupana.report.read import RunRecord, read_run
+from yupana.run import RunDirectory
+
+
+def summaries(runs: list[RunDirectory]) -> list[dict[str, Any]]:
+    """The figures of each run that a table or a program wants."""
+    return [summary(read_run(run)) for run in runs]
+
+
+def summary(record: RunRecord) -> dict[str, Any]:
+    """One run in figures; rates are medians over all steps but the first tenth."""
+    steps, evaluations = record.steps, record.evaluations
+    settled = steps[len(steps) // 10 :] or steps
+    last = steps[-1] if steps else {}
+    return {
+        "run": str(record.path),
+        "parameters": record.env.get("parameters"),
+        "precision": record.env.get("precision"),
+        "device": record.env.get("device"),
+        "steps": last.get("step", 0),
+        "tokens": last.get("tokens", 0),
+        "flops": last.get("tokens", 0) * record.env.get("flops_per_token", {}).get("exact", 0),
+        "loss": last.get("loss"),
+        "first_val_loss": evaluations[0]["val_loss"] if evaluations else None,
+        "val_loss": evaluations[-1]["val_loss"] if evaluations else None,
+        "val_bpb": evaluations[-1]["val_bpb"] if evaluations else None,
+        "tokens_per_second": median([s["tokens_per_second"] for s in settled]),
+        "mfu": median([s["mfu"] for s in settled]),
+        "mfu_exact": median([s["mfu_exact"] for s in settled]),
+        "mfu_measured": median([s["mfu_measured"] for s in settled]),
+        "peak_source": record.env.get("peaks", {}).get("source"),
+        "memory_bytes": max((s["memory_bytes"] for s in steps), default=None),
+        "seconds": last.get("seconds"),
+    }
+
+
+def run_table(*runs: RunDirectory) -> Table:
+    """Runs side by side, one a column."""
+    table = Table(box=None, pad_edge=False, show_header=len(runs) > 1)
+    figures = summaries(list(runs))
+    table.add_column("", style="dim")
+    for run in runs:
+        table.add_column(run.path.name, justify="right")
+    rows: list[tuple[str, str, float, str]] = [
+        ("parameters", "parameters", 1e-6, "{:,.2f} M"),
+        ("tokens trained on", "tokens", 1e-6, "{:,.2f} M"),
+        ("FLOPs (exact)", "flops", 1, "{:.3g}"),
+        ("validation loss, first", "first_val_loss", 1, "{:.4f} nats/token"),
+        ("validation loss, last", "val_loss", 1, "{:.4f} nats/token"),
+        ("bits per byte", "val_bpb", 1, "{:.4f}"),
+        ("tokens/s, median", "tokens_per_second", 1, "{:,.0f}"),
+        ("MFU (palm), median", "mfu", 100, "{:.1f} %"),
+        ("MFU (exact), median", "mfu_exact", 100, "{:.1f} %"),
+        ("peak memory", "memory_bytes", 1e-9, "{:.2f} GB"),
+        ("time", "seconds", 1, "{:,.0f} s"),
+    ]
+    for label, key, scale, form in rows:
+        values = [f[key] for f in figures]
+        table.add_row(label, *("—" if v is None else form.format(v * scale) for v in values))
+    table.add_row("MFU is against", *(str(f["peak_source"]) for f in figures))
+    return table
+
+
+def flops_table(name: str, shape: ModelShape, seq_len: int) -> Table:
+    """Parameters and FLOPs a token by part."""
+    counts = flops_per_token(shape, seq_len)
+    table = Table(title=f"{name} at {seq_len:,} tokens a sequence", box=None, title_justify="left", pad_edge=False)
+    table.add_column("part")
+    table.add_column("parameters", justify="right")
+    table.add_column("MFLOP a token, forward + backward (palm)", justify="right")
+    table.add_column("share", justify="right")
+    for part, parameters, flops in breakdown(shape, seq_len):
+        table.add_row(part, f"{parameters:,}", f"{flops / 1e6:,.1f}", f"{100 * flops / counts['palm']:.1f} %")
+    table.add_section()
+    table.add_row("palm: 6·N_matmul + 12·L·d·T", f"{shape.parameters:,}", f"{counts['palm'] / 1e6:,.1f}", "100.0 %")
+    table.add_row(
+        "exact: causal attention at half",
+        "",
+        f"{counts['exact'] / 1e6:,.1f}",
+        f"{100 * counts['exact'] / counts['palm']:.1f} %",
+    )
+    return table
+
+
+def settings_table(rows: list[tuple[str, str, str]]) -> Table:
+    """Every setting: key, default, meaning."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("setting", style="cyan", no_wrap=True)
+    table.add_column("default", style="dim", overflow="fold")
+    table.add_column("what it is")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def median(values: list[float]) -> float | None:
+    """The middle value, or None of an empty list."""
+    return sorted(values)[len(values) // 2] if values else None
+
+
+class PrepareProgress:
+    """Documents and tokens so far, on one line of standard error, at most five times a second."""
+
+    def __init__(self) -> None:
+        self.shown, self.began = 0.0, time.monotonic()
+
+    def __call__(self, stage: str, documents: int, tokens: int) -> None:
+        """Called by corpus.shards.prepare as it goes."""
+        now = time.monotonic()
+        if now - self.shown < 0.2 or not sys.stderr.isatty():
+            return
+        self.shown = now
+        rate = tokens / max(now - self.began, 1e-9)
+        print(f"\r{stage}: {documents:,} documents, {tokens:,} tokens, {rate:,.0f}/s\033[K", end="", file=sys.stderr)

@@ -1,0 +1,70 @@
+"""From what the user typed to a training run: the configuration, the lock, the corpus, then the loop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from yupana import config as settings
+from yupana.config import Config
+from yupana.corpus.shards import Corpus, open_corpus, prepare, verify
+from yupana.errors import UserError
+from yupana.flops.hardware import cache_folder
+from yupana.run import RunDirectory
+from yupana.train.loop import train
+
+
+def begin(
+    run: RunDirectory,
+    preset: str | None = None,
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Train, from a preset, a file and overrides, in `run`; returns the last metrics.
+
+    Raises UserError for wrong input, and before anything is written where that can be.
+    """
+    if resume and not run.exists:
+        raise UserError(f"there is nothing to resume in {run.path}: it has no run.yaml; leave --resume out to begin")
+    if run.exists and not resume:
+        raise UserError(f"{run.path} already holds a run: add --resume to go on with it, or choose another --run")
+    if resume and file is None and preset is None:
+        file = run.config_file
+    if preset is None and file is None and not overrides:
+        raise UserError(f"name a preset ({', '.join(settings.preset_names())}) or give --config FILE")
+    config = settings.load(preset, file, overrides)
+    corpora = open_corpora(config)
+    run.lock()
+    try:
+        return train(config, run, corpora, resume=resume)
+    finally:
+        run.unlock()
+
+
+def open_corpora(config: Config) -> dict[Corpus, float]:
+    """The prepared corpora of a configuration with their weights, every shard verified."""
+    wanted = config.data.corpus
+    weights = wanted if isinstance(wanted, dict) else {wanted: 1.0}
+    corpora = {}
+    for name, weight in weights.items():
+        folder = Path(name)
+        if not (folder / "corpus.json").is_file():
+            folder = prepared(name, config.data.tokenizer)
+        corpus = open_corpus(folder)
+        verify(corpus)
+        corpora[corpus] = weight
+    return corpora
+
+
+def prepared(source: str, tokenizer: str) -> Path:
+    """Shards of a source that is still text, made once and kept in the cache."""
+    key = hashlib.sha256(json.dumps([str(Path(source).resolve()), source, tokenizer]).encode()).hexdigest()[:12]
+    label = "".join(c if c.isalnum() else "-" for c in f"{Path(source).name}-{tokenizer}")[:60]
+    folder = cache_folder() / "corpora" / f"{label}-{key}"
+    prepare([source], folder, tokenizer)
+    return folder

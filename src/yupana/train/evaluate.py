@@ -1,0 +1,61 @@
+"""Loss on held-out text: nats a token and bits a byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from yupana.corpus.batches import Batch
+from yupana.model.llama import Llama
+from yupana.train.loss import IGNORED, summed_cross_entropy
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over held-out text."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.nats / self.tokens
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits a byte of the text: comparable across tokenizers."""
+        return self.nats / math.log(2) / max(self.bytes, 1)
+
+
+def evaluate(
+    model: Llama,
+    batches: Iterable[Batch],
+    token_bytes: np.ndarray,
+    rows: int,
+    device: str,
+) -> Evaluation:
+    """Sum the loss over batches of at most `rows` sequences.
+
+    Smaller batches are filled up with rows that count for nothing, and the graph is built although nobody walks it
+    backward: so the compiled training step serves here too, instead of a second compilation.
+    """
+    nats, tokens, read = 0.0, 0, 0
+    for batch in batches:
+        missing = rows - batch.tokens.shape[0]
+        inputs = torch.from_numpy(np.pad(batch.tokens, ((0, missing), (0, 0)))).to(device)
+        targets = torch.from_numpy(np.pad(batch.targets, ((0, missing), (0, 0)), constant_values=IGNORED)).to(device)
+        documents = None
+        if batch.document_ids is not None:
+            documents = torch.from_numpy(np.pad(batch.document_ids, ((0, missing), (0, 0)))).to(device)
+        states = model.hidden(inputs, documents).detach().flatten(0, 1)
+        nats += summed_cross_entropy(states, model.output_weight.detach(), targets.flatten()).item()
+        counted = batch.targets[batch.targets != IGNORED]
+        tokens += counted.size
+        read += int(token_bytes[counted].sum())
+    return Evaluation(nats, tokens, read)

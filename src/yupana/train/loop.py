@@ -1,0 +1,120 @@
+"""The training loop: batch, forward, backward, clip, step, log. Everything else stands around it."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yupana.config import Config
+from yupana.corpus.batches import Batch, validation_batches
+from yupana.corpus.shards import Corpus
+from yupana.run import RunDirectory
+from yupana.train import checkpoint
+from yupana.train.evaluate import Evaluation, evaluate
+from yupana.train.interrupt import Interrupted, Interruption
+from yupana.train.loss import IGNORED, linear_cross_entropy
+from yupana.train.progress import Progress
+from yupana.train.recorder import Recorder
+from yupana.train.schedule import learning_rate
+from yupana.train.session import Session, identity, prepare
+from yupana.train.trackers import Trackers
+
+
+def train(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, resume: bool) -> dict[str, Any]:
+    """Train `config` in `run` (locked by the caller) and return the last line of metrics, with the validation loss.
+
+    Raises UserError for input that does not fit, for a loss that is not finite, and Interrupted for a signal.
+    """
+    session = prepare(config, run, corpora, resume=resume)
+    with Interruption() as interruption, Progress(session) as progress, Trackers(config, run) as trackers:
+        recorder = Recorder(session, progress, trackers)
+        if session.start == 0:
+            recorder.evaluated(0, held_out_loss(session))
+        for step in range(session.start, config.total_steps):
+            lr = learning_rate(step, config.total_steps, config.optim)
+            loss = forward_backward(session, step)
+            grad_norm = session.optimizer.step(step, lr)
+            recorder.stepped(step + 1, loss, grad_norm, lr)
+
+            done, last = step + 1, step + 1 == config.total_steps
+            saving = done % config.checkpoint.every == 0 or last
+            validation = None
+            if done % config.log.eval_every == 0 or saving:
+                recorder.flush()
+                validation = recorder.evaluated(done, held_out_loss(session))
+            if saving or interruption.asked:
+                recorder.flush()
+                save(session, done, validation, recorder.seconds)
+            if interruption.asked and not last:
+                raise Interrupted(
+                    f"{interruption.asked}: saved at step {done} of {config.total_steps}; "
+                    f"go on with: yupana train --run {run.path} --resume"
+                )
+        return recorder.summary()
+
+
+def forward_backward(session: Session, step: int) -> Tensor:
+    """The mean loss of global batch `step` in nats a token; its gradients are with the optimiser."""
+    size, rows = session.config.train.global_batch, session.micro_batch
+    parts = [session.batches.batch(step, rows=range(start, start + rows)) for start in range(0, size, rows)]
+    predicted = sum(int((part.targets != IGNORED).sum()) for part in parts)
+    scale = torch.tensor(1.0 / max(predicted, 1), device=session.device)
+    losses = []
+    for part in parts:
+        tokens, targets, documents = on_device(part, session.device)
+        with autocast(session):
+            hidden = session.model.hidden(tokens, documents).flatten(0, 1)
+            loss = linear_cross_entropy(hidden, session.model.output_weight, targets.flatten(), scale, session.kernel)
+        loss.backward()
+        session.optimizer.collect()
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
+
+
+def on_device(batch: Batch, device: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Tokens, targets and document ids, each [batch, seq]."""
+    arrays = (batch.tokens, batch.targets, batch.document_ids)
+    tokens, targets, documents = (None if a is None else _to(torch.from_numpy(a), device) for a in arrays)
+    assert tokens is not None
+    assert targets is not None
+    return tokens, targets, documents
+
+
+def autocast(session: Session) -> AbstractContextManager[Any]:
+    """bf16 autocast where that is the precision, otherwise nothing."""
+    if session.precision == "bf16-autocast":
+        return torch.autocast(session.device, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def held_out_loss(session: Session) -> Evaluation:
+    """The loss on the first windows of the held-out documents."""
+    config = session.config
+    batches = validation_batches(
+        session.corpus, config.data.seq_len, session.micro_batch, config.log.eval_tokens, packing=config.data.packing
+    )
+    with autocast(session):
+        return evaluate(session.model, batches, session.corpus.token_bytes, session.micro_batch, session.device)
+
+
+def save(session: Session, step: int, validation: Evaluation | None, seconds: float) -> None:
+    """Save checkpoint `step` and drop those no longer kept."""
+    tensors = checkpoint.model_tensors(session.model) | session.optimizer.state()
+    about = {
+        "tokens": step * session.config.train.global_batch * session.config.data.seq_len,
+        "seconds": round(seconds, 3),
+        "val_loss": validation.loss if validation else None,
+        "precision": session.precision,
+        **checkpoint.about_model(session.model),
+        **identity(session.config, session.corpora),
+    }
+    checkpoint.save(session.run, step, tensors, about)
+    checkpoint.prune(session.run, session.config.checkpoint.keep)
+
+
+def _to(tensor: Tensor, device: str) -> Tensor:
+    return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,34 @@
+"""Text from a run's checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from yupana.errors import UserError
+from yupana.model.generate import generate
+from yupana.run import open_run
+from yupana.train import checkpoint
+
+
+def sample_text(
+    path: Path,
+    prompt: str = "",
+    tokens: int = 120,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+    which: str = "last",
+) -> str:
+    """The prompt and its continuation, up to the end of the document or `tokens` tokens."""
+    run = open_run(path)
+    model = checkpoint.load_model(checkpoint.choose(run, which), dtype=torch.float32)
+    if not (run.path / "tokenizer.json").is_file():
+        raise UserError(f"{run.path} has no tokenizer.json: it cannot turn text into tokens")
+    tokenizer = Tokenizer.from_file(str(run.path / "tokenizer.json"))
+    ids = [tokenizer.token_to_id("<|begin_of_text|>"), *tokenizer.encode(prompt, add_special_tokens=False).ids]
+    stop = tokenizer.token_to_id("<|end_of_text|>")
+    written = generate(model, ids, tokens, temperature=temperature, top_k=top_k, seed=seed, stop=stop)
+    return tokenizer.decode([*ids, *written])

@@ -1,0 +1,247 @@
+"""A run made ready: everything checked, the model built or its last good checkpoint loaded."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import yupana
+from yupana import config as settings
+from yupana.config import Config
+from yupana.corpus.batches import Batches
+from yupana.corpus.shards import Corpus
+from yupana.errors import UserError
+from yupana.files import write_atomically, write_json
+from yupana.flops import count, hardware
+from yupana.model.llama import Llama
+from yupana.run import RunDirectory
+from yupana.train import checkpoint, host, optimizer
+from yupana.train.loss import softmax_gradient
+
+
+# What a checkpoint's manifest and the configuration must agree on, or data would be skipped or repeated.
+MUST_MATCH = {
+    "shape": "architecture (model)",
+    "dtype": "precision (train.precision)",
+    "corpus": "corpus (data.corpus)",
+    "tokenizer": "tokenizer",
+    "seq_len": "sequence length (data.seq_len)",
+    "global_batch": "batch (train.global_batch)",
+    "data_seed": "order of data (data.seed)",
+    "packing": "packing (data.packing)",
+}
+
+
+@dataclass
+class Session:
+    """A run made ready: what the loop works with."""
+
+    config: Config
+    run: RunDirectory
+    corpora: dict[Corpus, float]
+    device: str
+    precision: str
+    compiled: bool
+    peaks: hardware.Peaks
+    model: Llama
+    optimizer: optimizer.Optimizer
+    batches: Batches
+    kernel: Any
+    start: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences in one forward and backward pass."""
+        return self.config.train.micro_batch or self.config.train.global_batch
+
+    @property
+    def corpus(self) -> Corpus:
+        """The corpus that validation reads: the heaviest of the mixture."""
+        return max(self.corpora, key=lambda corpus: self.corpora[corpus])
+
+
+def prepare(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, resume: bool) -> Session:
+    """Check that everything fits, build the model, and load the last good checkpoint when resuming."""
+    device = choose_device(config.train.device)
+    fits(config, corpora)
+    precision = choose_precision(config.train.precision, device)
+    peaks = hardware.peaks(device, "float32" if precision == "fp32" else "bfloat16")
+    host.make_deterministic(device)
+    batches = Batches(
+        corpora,
+        seq_len=config.data.seq_len,
+        global_batch=config.train.global_batch,
+        seed=config.data.seed,
+        packing=config.data.packing,
+    )
+    model = build_model(config, device, precision)
+    compiled = host.should_compile(config, device, peaks.best_known)
+    session = Session(
+        config,
+        run,
+        corpora,
+        device,
+        precision,
+        compiled,
+        peaks,
+        model,
+        optimizer.build(model, precision, config.optim, config.train.seed),
+        batches,
+        torch.compile(softmax_gradient, dynamic=False) if compiled else softmax_gradient,
+    )
+    if compiled:
+        for layer in model.layers:  # one block is compiled, all layers use it
+            layer.compile(fullgraph=True, dynamic=False)
+    if resume:
+        restore(session)
+    else:
+        settings.save(config, run.config_file)
+    write_atomically(run.path / "tokenizer.json", session.corpus.tokenizer_file.read_bytes())
+    write_json(run.env_file, environment(session))
+    run.rewind(session.start)
+    return session
+
+
+def build_model(config: Config, device: str, precision: str) -> Llama:
+    """The initial model, in the dtype that the precision keeps its weights in."""
+    dtype = torch.bfloat16 if precision in ("bf16", "bf16-lean") else torch.float32
+    with torch.device("meta"):
+        model = Llama(config.model).to(dtype)
+    model.to_empty(device=device)
+    model.initialise(config.train.seed)
+    return model
+
+
+def restore(session: Session) -> None:
+    """Load the newest undamaged checkpoint, if there is one, and go on after it."""
+    folder, session.notes = checkpoint.newest_good(session.run)
+    if folder is None:
+        if session.notes:
+            raise UserError(f"{session.run.path} has no undamaged checkpoint: {'; '.join(session.notes)}")
+        session.notes.append("no checkpoint yet: starting at step 0")
+        return
+    about = checkpoint.manifest(folder)
+    same_run(session, about)
+    if about.get("imported"):  # weights alone, from a Hugging Face folder: the optimiser begins afresh
+        weights = dict(checkpoint.load_model(folder).named_parameters())
+        with torch.no_grad():
+            for name, parameter in session.model.named_parameters():
+                parameter.copy_(weights[name])
+        session.optimizer = optimizer.build(
+            session.model, session.precision, session.config.optim, session.config.train.seed
+        )
+    else:
+        checkpoint.load(folder, checkpoint.model_tensors(session.model) | session.optimizer.state())
+    session.start, session.seconds = about["step"], about["seconds"]
+    session.optimizer.loaded(session.start)
+    session.notes.append(f"resumed from {folder.name}")
+
+
+def same_run(session: Session, about: dict[str, Any]) -> None:
+    """Raise UserError when the checkpoint belongs to another model or another order of data than this session's."""
+    now = {**identity(session.config, session.corpora), **checkpoint.about_model(session.model)}
+    if about.get("imported"):
+        now.pop("dtype")
+    for key, what in MUST_MATCH.items():
+        if key in about and key in now and about[key] != now[key]:
+            raise UserError(
+                f"{session.run.path} was begun with another {what} ({_short(about[key], now[key])}, now "
+                f"{_short(now[key], about[key])}): going on would mix two runs; start a new --run instead"
+            )
+
+
+def identity(config: Config, corpora: dict[Corpus, float]) -> dict[str, Any]:
+    """What must not change between a run's beginning and its end: which tokens make which batch."""
+    return {
+        "corpus": {corpus.hash: weight for corpus, weight in corpora.items()},
+        "tokenizer": next(iter(corpora)).tokenizer_hash,
+        "seq_len": config.data.seq_len,
+        "global_batch": config.train.global_batch,
+        "data_seed": config.data.seed,
+        "packing": config.data.packing,
+    }
+
+
+def fits(config: Config, corpora: dict[Corpus, float]) -> None:
+    """Raise UserError when the vocabulary is smaller than the tokenizer's."""
+    for corpus in corpora:
+        if config.model.vocab_size < corpus.vocab_size:
+            raise UserError(
+                f"model.vocab_size ({config.model.vocab_size}) is smaller than the tokenizer's of {corpus.path} "
+                f"({corpus.vocab_size}): set --model.vocab_size {corpus.vocab_size} or prepare the corpus with a "
+                "smaller tokenizer"
+            )
+
+
+def choose_device(wanted: str) -> str:
+    """ "cpu" or "cuda". Raises UserError when a GPU was asked for and there is none."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "train.device is cuda, but torch sees no GPU here: use --train.device cpu, or install a "
+            "torch build that matches the driver"
+        )
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def choose_precision(wanted: str, device: str) -> str:
+    """bf16 where the machine is fast at it, unless the user says otherwise."""
+    if wanted != "auto":
+        return wanted
+    return "bf16" if hardware.bf16_is_fast(device) else "fp32"
+
+
+def environment(session: Session) -> dict[str, Any]:
+    """What env.json says: versions, hardware, revision, corpus."""
+    return {
+        "yupana": yupana.__version__,
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": session.peaks.device,
+        "device_kind": session.device,
+        "threads": torch.get_num_threads(),
+        "precision": session.precision,
+        "compiled": session.compiled,
+        "peaks": hardware.describe(session.peaks),
+        "parameters": session.config.model.parameters,
+        "flops_per_token": count.flops_per_token(session.config.model, session.config.data.seq_len),
+        "bos_id": session.corpus.bos_id,
+        "eos_id": session.corpus.eos_id,
+        "corpora": [
+            {"path": str(c.path), "hash": c.hash, "tokenizer_hash": c.tokenizer_hash, "weight": w}
+            for c, w in session.corpora.items()
+        ],
+    }
+
+
+def _short(value: Any, other: Any) -> str:
+    if isinstance(value, dict) and isinstance(other, dict):
+        different = {k: v for k, v in value.items() if other.get(k) != v}
+        return ", ".join(f"{k[:12]} {v}" for k, v in different.items()) or "more"
+    return str(value)[:12]
+
+
+def _git_revision() -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(Path(yupana.__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,77 @@
+"""TensorBoard and Weights & Biases, beside the run directory. A tracker that fails never stops training."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from yupana.config import Config, as_dict
+from yupana.errors import UserError
+from yupana.run import RunDirectory
+
+
+class Trackers:
+    """The trackers that the configuration asks for, under the same metric names as metrics.jsonl."""
+
+    def __init__(self, config: Config, run: RunDirectory) -> None:
+        self.config, self.run = config, run
+        self.logs: dict[str, Callable[[dict[str, Any]], None]] = {}
+        self.closes: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Trackers:
+        if self.config.log.tensorboard:
+            self._open_tensorboard()
+        if self.config.log.wandb:
+            self._open_wandb()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for close in self.closes:
+            try:
+                close()
+            except Exception as error:
+                print(f"a tracker could not be closed: {error}", file=sys.stderr)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Send one object of metrics."""
+        for name, send in list(self.logs.items()):
+            try:
+                send(record)
+            except Exception as error:
+                print(f"{name} failed and is switched off for this run: {error}", file=sys.stderr)
+                del self.logs[name]
+
+    def _open_tensorboard(self) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("log.tensorboard needs TensorBoard: pip install 'yupana[track]'") from None
+        writer = SummaryWriter(str(self.run.path / "tensorboard"))
+
+        def send(record: dict[str, Any]) -> None:
+            for name, value in record.items():
+                if name != "step":
+                    writer.add_scalar(name, value, record["step"])
+
+        self.logs["TensorBoard"] = send
+        self.closes.append(writer.close)
+
+    def _open_wandb(self) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("log.wandb needs Weights & Biases: pip install 'yupana[track]'") from None
+        logged_in = bool(os.environ.get("WANDB_API_KEY")) or bool(wandb.api.api_key)
+        mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
+        session = wandb.init(
+            project="yupana",
+            name=self.run.path.name,
+            dir=str(self.run.path),
+            config=as_dict(self.config),
+            mode=mode,  # type: ignore[arg-type]
+            resume="allow",
+        )
+        self.logs["Weights & Biases"] = lambda record: session.log(record, step=record["step"])
+        self.closes.append(session.finish)
