@@ -1,6 +1,8 @@
 """Beside `transformers`: the same logits, gradients and text; its folders read, ours loaded by it."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -264,6 +266,24 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
             write(our_model(), SHAPE, folder, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert (tmp_path / "old/model.safetensors").read_bytes() == before
+
+
+def test_an_earlier_export_comes_back_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(our_model(), SHAPE, tmp_path / "old")
+    rename = os.rename
+
+    def refuse_new(source: Path, target: Path) -> None:
+        if source.suffix == ".tmp":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse_new)
+    with pytest.raises(UserError, match="old: permission is denied"):
+        write(our_model(), SHAPE, tmp_path / "old", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    read(tmp_path / "old")
 
 
 def test_an_export_refuses_what_does_not_fit(tmp_path: Path, tokenizer: TokenizerFile) -> None:

@@ -244,14 +244,14 @@ def _parser() -> argparse.ArgumentParser:
     c = add("report", report, "a page and plots from run directories")
     c.add_argument("runs", nargs="+", metavar="RUN")
 
-    group = commands.add_parser("flops", help="count FLOPs", allow_abbrev=False)
-    group = group.add_subparsers(dest="flops_command", required=True, metavar="COMMAND")
+    flops = commands.add_parser("flops", help="count FLOPs", allow_abbrev=False)
+    group = flops.add_subparsers(dest="flops_command", required=True, metavar="COMMAND")
     c = add("count", flops_count, "FLOPs and parameters of a model, by part, in both conventions", to=group)
     c.add_argument("model", metavar="MODEL", help="a preset, a run.yaml, a run directory or a Hugging Face folder")
     c.add_argument("--seq_len", type=int, default=2048, help="tokens in a sequence (2048)")
 
-    group = commands.add_parser("corpus", help="from text to token shards", allow_abbrev=False)
-    group = group.add_subparsers(dest="corpus_command", required=True, metavar="COMMAND")
+    corpus = commands.add_parser("corpus", help="from text to token shards", allow_abbrev=False)
+    group = corpus.add_subparsers(dest="corpus_command", required=True, metavar="COMMAND")
     c = add("prepare", corpus_prepare, "token shards from text", to=group)
     c.add_argument("sources", nargs="+", metavar="SOURCE", help="files, folders, 'python', or hf:NAME")
     c.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of shards to make")

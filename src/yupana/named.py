@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from yupana import config
@@ -18,9 +17,9 @@ def shape_of(model: str) -> ModelShape:
     if path.is_dir() and (path / "run.yaml").is_file():
         return config.load(file=path / "run.yaml").model
     if path.is_dir() and (path / "config.json").is_file():
-        from yupana.model.huggingface import shape_from_config
+        from yupana.model.huggingface_config import read_config, shape_from_config
 
-        return shape_from_config(json.loads((path / "config.json").read_text()))
+        return shape_from_config(read_config(path))
     if path.is_file():
         return config.load(file=path).model
     raise UserError(

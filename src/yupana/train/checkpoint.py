@@ -6,6 +6,7 @@ checkpoints/step_200/manifest.json    step, tokens, val_loss, shape, and every f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -102,7 +103,7 @@ def problem(folder: Path) -> str | None:
 
 def newest_good(run: RunDirectory) -> tuple[Path | None, list[str]]:
     """The newest undamaged checkpoint, and a sentence for each newer one that was refused."""
-    refused = []
+    refused: list[str] = []
     for folder in reversed(complete(run)):
         wrong = problem(folder)
         if wrong is None:
@@ -136,8 +137,12 @@ def choose(run: RunDirectory, which: str = "last") -> Path:
 
 def best(run: RunDirectory) -> Path | None:
     """The checkpoint with the lowest validation loss, if one was evaluated."""
-    scored = [(manifest(p).get("val_loss"), p) for p in complete(run)]
-    scored = [(loss, p) for loss, p in scored if loss is not None]
+    scored: list[tuple[float, Path]] = []
+    for folder in complete(run):
+        with contextlib.suppress(UserError):  # a damaged manifest has no score
+            loss = manifest(folder).get("val_loss")
+            if loss is not None:
+                scored.append((loss, folder))
     return min(scored, key=lambda pair: pair[0])[1] if scored else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from typing import Any
 
 
 class Interrupted(Exception):
@@ -17,7 +18,7 @@ class Interruption:
         self.asked = ""
 
     def __enter__(self) -> Interruption:
-        self.before = {}
+        self.before: dict[int, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(ValueError):  # not the main thread: a notebook's own handling stays
                 self.before[number] = signal.signal(number, self._ask)

@@ -71,7 +71,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss * scale
 
     @staticmethod
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
         if d_loss.device.type != "cpu" or d_loss != 1:  # on a GPU looking at the value would cost a wait
             d_hidden, d_weight = d_hidden * d_loss, d_weight * d_loss

@@ -28,7 +28,10 @@ def sample_text(
     if not (run.path / "tokenizer.json").is_file():
         raise UserError(f"{run.path} has no tokenizer.json: it cannot turn text into tokens")
     tokenizer = Tokenizer.from_file(str(run.path / "tokenizer.json"))
-    ids = [tokenizer.token_to_id("<|begin_of_text|>"), *tokenizer.encode(prompt, add_special_tokens=False).ids]
+    begin = tokenizer.token_to_id("<|begin_of_text|>")
     stop = tokenizer.token_to_id("<|end_of_text|>")
+    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False).ids
+    if begin is not None:
+        ids = [begin, *ids]
     written = generate(model, ids, tokens, temperature=temperature, top_k=top_k, seed=seed, stop=stop)
     return tokenizer.decode([*ids, *written])

@@ -24,7 +24,6 @@ from yupana.run import RunDirectory
 from yupana.train import checkpoint, host, optimizer
 from yupana.train.loss import softmax_gradient
 
-
 # What a checkpoint's manifest and the configuration must agree on, or data would be skipped or repeated.
 MUST_MATCH = {
     "shape": "architecture (model)",
