@@ -59,7 +59,8 @@ def test_heavy_libraries_are_imported_where_they_are_used():
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from yupana.cli import main; sys.argv = ['yupana', '--help']\ntry: main()\nexcept SystemExit: pass\n"
+    code = "import sys; from yupana.cli import main; sys.argv = ['yupana', '--help']\n"
+    code += "try: main()\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'numpy', 'rich', 'jsonargparse'} & set(sys.modules), 'a heavy import in --help'"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

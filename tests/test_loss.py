@@ -155,9 +155,7 @@ def test_stochastic_rounding_is_right_on_average_and_exact_where_it_can_be():
     assert torch.equal(optimizer.round_stochastically(exact.clone(), generator).float(), exact)
 
 
-@given(
-    total=st.integers(1, 500), warmup=st.integers(0, 600), schedule=st.sampled_from(["cosine", "wsd", "constant"])
-)
+@given(total=st.integers(1, 500), warmup=st.integers(0, 600), schedule=st.sampled_from(["cosine", "wsd", "constant"]))
 def test_schedule_stays_within_its_bounds(total, warmup, schedule):
     optim = OptimConfig(lr=1.0, warmup_steps=warmup, schedule=schedule, min_lr_ratio=0.1)
     rates = [learning_rate(step, total, optim) for step in range(total)]

@@ -47,7 +47,9 @@ class FusedAdamW:
     def __init__(self, model: nn.Module, optim: OptimConfig, masters: bool) -> None:
         self.names = [name for name, _ in model.named_parameters()]
         self.weights: list[Tensor] = list(model.parameters())
-        self.masters: list[Tensor] = [w.detach().float().requires_grad_() for w in self.weights] if masters else self.weights
+        self.masters: list[Tensor] = (
+            [w.detach().float().requires_grad_() for w in self.weights] if masters else self.weights
+        )
         self.has_masters, self.clip = masters, optim.clip
         groups = [
             {"params": [m for m in self.masters if m.ndim >= 2], "weight_decay": optim.weight_decay},

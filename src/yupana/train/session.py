@@ -101,8 +101,7 @@ def prepare(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, 
             layer.compile(fullgraph=True, dynamic=False)
     if resume:
         restore(session)
-    else:
-        settings.save(config, run.config_file)
+    settings.save(config, run.config_file)
     write_atomically(run.path / "tokenizer.json", session.corpus.tokenizer_file.read_bytes())
     write_json(run.env_file, environment(session))
     run.rewind(session.start)
