@@ -41,7 +41,7 @@ def text_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def corpus(text_folder, tmp_path_factory):
     """A corpus of bytes from `text_folder`."""
-    from yupana.corpus.shards import prepare
+    from yupana.corpus.prepare import prepare
 
     out = tmp_path_factory.mktemp("corpora") / "bytes"
     prepare([str(text_folder)], out, "bytes", val_fraction=0.1)

@@ -231,7 +231,7 @@ def test_resuming_as_another_run_is_refused(tmp_path, corpus, change, named):
 
 
 def test_resuming_with_another_corpus_or_tokenizer_is_refused(tmp_path, corpus, text_folder):
-    from yupana.corpus.shards import prepare
+    from yupana.corpus.prepare import prepare
 
     train(tmp_path / "run", corpus, "--train.steps=2")
     prepare([str(text_folder / "argparse.py.txt")], tmp_path / "other", "bytes")

@@ -164,7 +164,7 @@ def flops_count(arguments: argparse.Namespace) -> int:
 
 def corpus_prepare(arguments: argparse.Namespace) -> int:
     """`yupana corpus prepare`."""
-    from yupana.corpus.shards import prepare
+    from yupana.corpus.prepare import prepare
 
     result = prepare(
         arguments.sources,

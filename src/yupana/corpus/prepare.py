@@ -284,7 +284,9 @@ class _Writer:
 
     def _open(self, mode: str) -> None:
         """Open the current shard, cut to what is known to be in it."""
-        token_file, index_file = (open(self.folder / name, mode) for name in self._names())
+        token_name, index_name = self._names()
+        token_file: Any = open(self.folder / token_name, mode)  # noqa: SIM115 - held while the shard grows
+        index_file: Any = open(self.folder / index_name, mode)  # noqa: SIM115
         for file, size in ((token_file, self.tokens * self.dtype.itemsize), (index_file, self.documents * 8)):
             file.truncate(size)
             file.seek(size)

@@ -27,7 +27,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from yupana.errors import UserError, did_you_mean
 
@@ -81,7 +81,8 @@ def documents(
             skipped.counts[reason] = skipped.counts.get(reason, 0) + count
             skipped.first.setdefault(reason, here.first[reason])
         if not found:
-            why = "; ".join(f"{n} skipped: {reason}, the first at {here.first[reason]}" for reason, n in here.counts.items())
+            reasons = here.counts.items()
+            why = "; ".join(f"{count} skipped: {reason}, the first at {here.first[reason]}" for reason, count in reasons)
             raise UserError(f"{source} holds no documents" + (f" ({why})" if why else "") + ": name a source with text")
 
 
@@ -339,7 +340,7 @@ def _lines(path: Path, limit: int = -1) -> Iterator[tuple[int, str]]:
 def _open(path: Path) -> IO[bytes]:
     """The bytes of a file, decompressed as its name says."""
     if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rb")
+        return cast(IO[bytes], gzip.open(path, "rb"))
     if path.suffix.lower() == ".zst":
         return io.BufferedReader(_Zstandard(path), PIECE)
     return open(path, "rb")
@@ -353,7 +354,7 @@ class _Zstandard(io.RawIOBase):
             import zstandard
         except ImportError as error:
             raise UserError(f"reading {path} needs zstandard: pip install 'yupana[corpus]'") from error
-        self._file = open(path, "rb")
+        self._file = open(path, "rb")  # noqa: SIM115 - held while frames are left
         self._new_frame = zstandard.ZstdDecompressor().decompressobj
         self._frame: Any = None
         self._ready, self._left, self._error = b"", b"", zstandard.ZstdError

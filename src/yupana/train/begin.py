@@ -10,7 +10,8 @@ from typing import Any
 
 from yupana import config as settings
 from yupana.config import Config
-from yupana.corpus.shards import Corpus, open_corpus, prepare, verify
+from yupana.corpus.prepare import prepare
+from yupana.corpus.shards import Corpus, open_corpus, verify
 from yupana.errors import UserError
 from yupana.flops.hardware import cache_folder
 from yupana.run import RunDirectory
@@ -66,5 +67,5 @@ def prepared(source: str, tokenizer: str) -> Path:
     key = hashlib.sha256(json.dumps([str(Path(source).resolve()), source, tokenizer]).encode()).hexdigest()[:12]
     label = "".join(c if c.isalnum() else "-" for c in f"{Path(source).name}-{tokenizer}")[:60]
     folder = cache_folder() / "corpora" / f"{label}-{key}"
-    prepare([source], folder, tokenizer)
+    prepare([source], folder, tokenizer, val_fraction=0.05)
     return folder
