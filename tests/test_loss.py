@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yupana.config import OptimConfig
-from yupana.model.llama import Llama
+from yupana.model.llama import Llama, attend, attention_mask
 from yupana.model.shapes import ModelShape
 from yupana.train import loss as loss_module
 from yupana.train import optimizer
+from yupana.train.attention import blocked_causal_attention
 from yupana.train.loss import IGNORED, linear_cross_entropy, softmax_gradient, summed_cross_entropy
 from yupana.train.schedule import learning_rate
 
@@ -81,6 +82,32 @@ def test_kernel_gives_a_probability_gradient():
     logits, targets = torch.randn(7, 11), torch.randint(0, 11, (7,))
     _, gradient = softmax_gradient(logits, targets, torch.tensor(1.0))
     torch.testing.assert_close(gradient.sum(-1), torch.zeros(7), atol=1e-6, rtol=0)
+
+
+@given(
+    batch=st.integers(1, 2),
+    kv_heads=st.integers(1, 3),
+    groups=st.integers(1, 3),
+    seq=st.integers(1, 300),
+    width=st.integers(1, 9),
+    masked=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=30, deadline=None)
+def test_blocked_attention_equals_the_models_own(batch, kv_heads, groups, seq, width, masked, seed):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(batch, kv_heads * groups, seq, width), (batch, kv_heads, seq, width), (batch, kv_heads, seq, width)]
+    inputs = [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
+    documents = torch.randint(0, 2, (batch, seq), generator=generator).cumsum(-1)
+    mask = attention_mask(torch.arange(seq), documents, cached=0) if masked else None
+    results = []
+    for function in (attend, blocked_causal_attention):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        out = function(*leaves, mask)
+        out.square().sum().backward()
+        results.append([out, *(leaf.grad for leaf in leaves)])
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def model_and_gradients(dtype):

@@ -121,7 +121,7 @@ def open_corpus(folder: Path | str) -> Corpus:
     for name, sealed in info["files"].items():
         size = (path / name).stat().st_size if (path / name).is_file() else None
         if size != sealed["size"]:
-            found = "is missing" if size is None else f"is truncated or longer ({size} bytes of {sealed['bytes']})"
+            found = "is missing" if size is None else f"is truncated or longer ({size} bytes of {sealed['size']})"
             raise UserError(f"{path / name} {found}: prepare the corpus again")
     return Corpus(path, info, info["hash"])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ class Attention(nn.Module):
         self.widths = [shape.q_width, shape.kv_width, shape.kv_width]
         self.wqkv = nn.Linear(shape.d_model, sum(self.widths), bias=False)
         self.wo = nn.Linear(shape.q_width, shape.d_model, bias=False)
-        self.attend = attend  # training may put a faster kernel in its place
+        self.attend: Attend = attend  # training may put a faster kernel in its place
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: LayerCache | None = None) -> Tensor:
         """[batch, seq, d_model] → [batch, seq, d_model]; `mask` is True where a token may look, None is causal."""
@@ -61,6 +62,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax(q kᵀ / √head_dim) v: q [batch, n_heads, seq, head_dim], k and v with n_kv_heads; causal without mask."""
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 class FeedForward(nn.Module):

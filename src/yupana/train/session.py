@@ -19,9 +19,9 @@ from yupana.corpus.shards import Corpus
 from yupana.errors import UserError
 from yupana.files import write_atomically, write_json
 from yupana.flops import count, hardware
-from yupana.model.llama import Llama
+from yupana.model.llama import Block, Llama
 from yupana.run import RunDirectory
-from yupana.train import checkpoint, host, optimizer
+from yupana.train import attention, checkpoint, host, optimizer
 from yupana.train.loss import softmax_gradient
 
 # What a checkpoint's manifest and the configuration must agree on, or data would be skipped or repeated.
@@ -97,8 +97,7 @@ def prepare(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, 
         torch.compile(softmax_gradient, dynamic=False) if compiled else softmax_gradient,
     )
     if compiled:
-        for layer in model.layers:  # one block is compiled, all layers use it
-            layer.compile(fullgraph=True, dynamic=False)
+        fuse(model, device, config.data.seq_len)
     if resume:
         restore(session)
     settings.save(config, run.config_file)
@@ -106,6 +105,15 @@ def prepare(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, 
     write_json(run.env_file, environment(session))
     run.rewind(session.start)
     return session
+
+
+def fuse(model: Llama, device: str, seq_len: int) -> None:
+    """Compile one block, which all layers then use, with the attention that is fastest on this device."""
+    for layer in model.layers:
+        assert isinstance(layer, Block)
+        if device == "cpu" and seq_len <= attention.LONGEST:
+            layer.attention.attend = attention.blocked_causal_attention
+        layer.compile(fullgraph=True, dynamic=False)
 
 
 def build_model(config: Config, device: str, precision: str) -> Llama:
