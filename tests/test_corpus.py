@@ -146,6 +146,11 @@ def test_a_batch_is_a_pure_function_of_the_step(small, steps, low, high, seed):
                 assert part.documents == whole.documents[chosen]
 
 
+def test_masking_the_targets_of_a_single_row_leaves_its_tokens(small):
+    loader = Batches(small, 200, 1, 0, "documents")
+    assert all((loader.batch(step).tokens >= 0).all() for step in range(20))
+
+
 def test_seeds_give_different_orders(small):
     assert (Batches(small, 32, 12, 0).batch(0).tokens != Batches(small, 32, 12, 1).batch(0).tokens).any()
 
@@ -278,6 +283,29 @@ def test_a_finished_corpus_is_kept_and_another_one_refused(tmp_path):
     with pytest.raises(UserError, match="choose another"):
         prepare([str(path)], tmp_path / "full", "bytes")
     assert content(tmp_path / "full") == {"note": b"mine"}
+
+
+def test_a_changed_source_is_noticed(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", some_texts(20))
+    prepare([str(path)], tmp_path / "out", "bytes", 0.1)
+    write_lines(path, some_texts(20, 1))
+    with pytest.raises(UserError, match="another version of it"):
+        prepare([str(path)], tmp_path / "out", "bytes", 0.1)
+
+
+def test_two_at_once_are_refused_and_the_first_is_not_disturbed(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    work = tmp_path / ".out.preparing"
+    work.mkdir()
+    (work / "state.json").write_text("the other's")
+    lock = os.open(work, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(UserError, match="another process is preparing"):
+            prepare([str(write_lines(tmp_path / "a.jsonl", some_texts(9)))], tmp_path / "out", "bytes")
+        assert content(work) == {"state.json": b"the other's"}
+    finally:
+        os.close(lock)
 
 
 SLOWLY = """

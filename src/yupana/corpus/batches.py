@@ -226,7 +226,7 @@ def _shares(weights: list[float], total: int) -> np.ndarray:
 def _read(spans: list[tuple[TokenStream, int, int]], packing: Packing) -> Batch:
     """The batch whose rows are `spans`, all of the same length seq + 1."""
     window = np.stack([stream.read(start, stop) for stream, start, stop in spans])  # [batch, seq + 1]
-    tokens, targets = np.ascontiguousarray(window[:, :-1]), np.ascontiguousarray(window[:, 1:])
+    tokens, targets = window[:, :-1].copy(), window[:, 1:].copy()  # of their own: masking a target leaves the tokens
     if packing == "stream":
         return Batch(tokens, targets, None, spans)
     begins = np.zeros(window.shape, dtype=np.int32)
