@@ -315,6 +315,8 @@ def _workplace(out: Path, request: dict[str, Any]) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another process is preparing {out}: wait for it, or choose another --out") from error
+        for path in work.glob(".*.tmp"):  # files.write_atomically, killed in the middle
+            path.unlink()
         if _begun_as(work) != request:
             for path in work.iterdir():
                 path.unlink()
