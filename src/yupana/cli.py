@@ -66,12 +66,13 @@ def train(arguments: argparse.Namespace) -> int:
 
 def _finish(run: Any, last: dict[str, Any], *, as_json: bool) -> None:
     """After training: the table, a sample, the report."""
+    from yupana.files import write_atomically
     from yupana.report.page import write_report
     from yupana.report.text import run_table
     from yupana.train.sample import sample_text
 
     sample = sample_text(run.path)
-    (run.path / "sample.txt").write_text(sample)
+    write_atomically(run.path / "sample.txt", sample)
     page = write_report(run)
     if as_json:
         print(json.dumps(last))
@@ -165,15 +166,17 @@ def flops_count(arguments: argparse.Namespace) -> int:
 def corpus_prepare(arguments: argparse.Namespace) -> int:
     """`yupana corpus prepare`."""
     from yupana.corpus.prepare import prepare
+    from yupana.report.text import PrepareProgress
 
-    result = prepare(
-        arguments.sources,
-        arguments.out,
-        arguments.tokenizer,
-        val_fraction=arguments.val_fraction,
-        text_field=arguments.text_field,
-        progress=None if arguments.json else _prepare_progress(),
-    )
+    with PrepareProgress() as progress:
+        result = prepare(
+            arguments.sources,
+            arguments.out,
+            arguments.tokenizer,
+            val_fraction=arguments.val_fraction,
+            text_field=arguments.text_field,
+            progress=progress,
+        )
     skipped = "".join(f", {count} skipped ({reason})" for reason, count in result["skipped"].items())
     _print(
         arguments,
@@ -276,9 +279,3 @@ def _show(renderable: Any) -> None:
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", 120))).print(renderable)
-
-
-def _prepare_progress() -> Any:
-    from yupana.report.text import PrepareProgress
-
-    return PrepareProgress()

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from yupana.errors import UserError, did_you_mean
 from yupana.files import write_atomically
@@ -187,9 +187,7 @@ def load(preset: str | None = None, file: Path | None = None, overrides: Sequenc
     layers: list[str] = []
     for layer in (preset_path(preset) if preset is not None else None, file):
         if layer is not None:
-            if not layer.is_file():
-                raise UserError(f"the configuration file {layer} does not exist")
-            layers += [*_clear_other_length(layer.read_text()), "--config", str(layer)]
+            layers += [*_clear_other_length(_checked_file(layer)), "--config", str(layer)]
     layers += [*_clear_other_length(" ".join(overrides)), *overrides]
     try:
         return _as_config(parser.instantiate(parser.parse_args(layers)))
@@ -252,6 +250,28 @@ def _as_config(parsed: Any) -> Config:
     return Config(**{section.name: getattr(parsed, section.name) for section in dataclasses.fields(Config)})
 
 
+def _checked_file(path: Path) -> str:
+    """The file's text. Raises UserError unless it is YAML, a mapping of sections that are mappings."""
+    import yaml
+
+    try:
+        text = path.read_text()
+        content = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise UserError(f"the configuration file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the configuration file {path} cannot be read as text: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"the configuration file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    sections = ", ".join(section.name for section in dataclasses.fields(Config))
+    if not isinstance(content, dict):
+        raise UserError(f"the configuration file {path} holds no settings: it needs sections ({sections})")
+    for section, values in content.items():
+        if not isinstance(values, dict):
+            raise UserError(f"{section} in {path} must be a section of settings, such as 'model:', got {values!r}")
+    return text
+
+
 def _clear_other_length(text: str) -> list[str]:
     """A layer that sets train.steps replaces an earlier layer's train.tokens, and the reverse."""
     given = [name for name in ("steps", "tokens") if re.search(rf"(^|\s|\.){name}\b", text)]
@@ -268,16 +288,33 @@ def _retell(error: Exception) -> str:
         return f"unknown setting '{key}'{did_you_mean(key, keys)}"
     if unknown := re.search(r"Option '(\S+)' is not accepted|[Uu]nrecognized arguments: --([^\s=]+)", message):
         key = unknown[1] or unknown[2]
-        return f"unknown setting '{key}'{did_you_mean(key, keys)}"
-    wrong = re.findall(r'Parser key "([^"]+)":\s+(.*?)(?=\n\s*-|\Z)', message, flags=re.DOTALL)
-    wrong = [(key, why) for key, why in wrong if key in keys] or wrong
+        same_name = [known for known in keys if known.endswith(f".{key}")]  # --lr for --optim.lr
+        return f"unknown setting '{key}'{did_you_mean(same_name[0] if same_name else key, keys)}"
+    wrong = [key for key in re.findall(r'Parser key "([^"]+)"', message) if key in keys]
     if wrong:
-        key, why = wrong[-1]
-        value = re.search(r"Got value: (.*)", why)
-        told = dict((k, t) for k, _, t in settings()).get(key)
-        got = f": got {value[1].strip()}" if value else f": {' '.join(why.split())}"
-        return f"{key} has the wrong type{got}" + (f" ({told})" if told else "")
+        values = re.findall(r"Got value: (.*)", message)
+        return f"{wrong[-1]} must be {_expected(wrong[-1])}" + (f", got {values[0].strip()}" if values else "")
+    if section := re.search(r'Parser key "(\w+)"', message):
+        return f"{section[1]} is a section: set --{section[1]}.KEY (yupana train --help lists every setting)"
     return " ".join(message.split())
+
+
+def _expected(key: str) -> str:
+    """What a setting takes, in words."""
+    section, name = key.split(".", 1)
+    wanted = get_type_hints(get_type_hints(Config)[section])[name.split(".")[0]]
+    if get_origin(wanted) is Literal:
+        return f"one of {', '.join(get_args(wanted))}"
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        tuple[float, float]: "two numbers, such as [0.9, 0.95]",
+        dict[str, float]: "a mixture {folder: weight}",
+    }
+    kinds = [words[kind] for kind in get_args(wanted) or (wanted,) if kind in words]
+    return " or ".join([words[wanted]] if wanted in words else kinds) or "a section of settings"
 
 
 def _at_least(least: int, names: list[str], **branch: Any) -> None:

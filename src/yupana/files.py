@@ -26,6 +26,7 @@ def disk_errors(what: str) -> Iterator[None]:
         reasons = {
             errno.ENOSPC: "the disk is full: free some space",
             errno.EDQUOT: "the disk quota is used up: free some space",
+            errno.EFBIG: "a file of that size is not allowed here: raise ulimit -f or choose another folder",
             errno.EROFS: "the file system is read-only: choose another folder",
             errno.EACCES: "permission is denied: choose another folder or change its permissions",
         }

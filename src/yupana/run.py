@@ -84,7 +84,10 @@ class RunDirectory:
         self._lock = file
 
     def unlock(self) -> None:
-        """Let go of the run and close its files."""
+        """Let go of the run and close its files; a folder in which no run was begun goes away again."""
+        if self._lock is not None and sorted(self.path.iterdir()) == [self.path / ".lock"]:
+            (self.path / ".lock").unlink()
+            self.path.rmdir()
         for file in (self._metrics, self._lock):
             if file is not None:
                 file.close()

@@ -7,7 +7,8 @@
 .parquet              a column of strings
 …and each of them compressed, .gz or .zst
 hf:NAME[:CONFIG]      the train split of a Hugging Face dataset, streamed
-python                every module of Python's standard library without its tests, a module a document
+python                every module of Python's standard library, a module a document, without its tests and without
+                      the character tables of `encodings`
 
 One bad document never stops a corpus: it is skipped and counted with its reason. A source that is wrong as a whole
 (missing, empty, binary, badly encoded, no such field) is a UserError; inside a folder such a file is skipped.
@@ -39,7 +40,8 @@ SHORTEST, LONGEST, WHOLE = 4 << 10, 64 << 10, 16 << 20
 be one document."""
 PIECE = 1 << 20
 """A line longer than so many bytes is read, and may be cut, in pieces."""
-NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "__pycache__", "lib-dynload"}
+NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "lib-dynload"}
+NOT_LIBRARY |= {"test", "tests", "idle_test", "idlelib", "encodings"}
 
 Document = tuple[str, str]
 """(where it comes from, its text)"""

@@ -111,16 +111,25 @@ def median(values: list[float]) -> float | None:
 
 
 class PrepareProgress:
-    """Documents and tokens so far, on one line of standard error, at most five times a second."""
+    """Documents and tokens so far, on standard error: one live line on a terminal, a line every 10 s elsewhere."""
 
     def __init__(self) -> None:
-        self.shown, self.began = 0.0, time.monotonic()
+        self.began = self.shown = time.monotonic()
+        self.live = sys.stderr.isatty()
 
     def __call__(self, stage: str, documents: int, tokens: int) -> None:
-        """Called by corpus.shards.prepare as it goes."""
+        """Called by corpus.prepare.prepare as it goes."""
         now = time.monotonic()
-        if now - self.shown < 0.2 or not sys.stderr.isatty():
+        if now - self.shown < (0.2 if self.live else 10):
             return
         self.shown = now
         rate = tokens / max(now - self.began, 1e-9)
-        print(f"\r{stage}: {documents:,} documents, {tokens:,} tokens, {rate:,.0f}/s\033[K", end="", file=sys.stderr)
+        line = f"{stage}: {documents:,} documents, {tokens:,} tokens, {rate:,.0f}/s" if documents else f"{stage} …"
+        print(f"\r{line}\033[K" if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> PrepareProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)

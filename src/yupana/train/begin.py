@@ -8,13 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from yupana import config as settings
 from yupana.config import Config
 from yupana.corpus.prepare import prepare
 from yupana.corpus.shards import Corpus, open_corpus, verify
+from yupana.corpus.sources import fingerprint
+from yupana.corpus.tokenizers import identity
 from yupana.errors import UserError
 from yupana.flops.hardware import cache_folder
+from yupana.model.huggingface_config import config_from_shape
+from yupana.report.text import PrepareProgress
 from yupana.run import RunDirectory
+from yupana.train.exchange import export_run
 from yupana.train.loop import train
 
 
@@ -39,10 +46,15 @@ def begin(
     if preset is None and file is None and not overrides:
         raise UserError(f"name a preset ({', '.join(settings.preset_names())}) or give --config FILE")
     config = settings.load(preset, file, overrides)
+    if config.checkpoint.export:  # refuse now what could not be exported at the end
+        config_from_shape(config.model, torch.bfloat16, None, None, config.data.seq_len)
     corpora = open_corpora(config)
     run.lock()
     try:
-        return train(config, run, corpora, resume=resume)
+        last = train(config, run, corpora, resume=resume)
+        if config.checkpoint.export:
+            export_run(run.path, None, "last", "bfloat16")
+        return last
     finally:
         run.unlock()
 
@@ -63,9 +75,10 @@ def open_corpora(config: Config) -> dict[Corpus, float]:
 
 
 def prepared(source: str, tokenizer: str) -> Path:
-    """Shards of a source that is still text, made once and kept in the cache."""
-    key = hashlib.sha256(json.dumps([str(Path(source).resolve()), source, tokenizer]).encode()).hexdigest()[:12]
+    """Shards of a source that is still text, made once and kept in the cache; a changed text is another corpus."""
+    key = hashlib.sha256(json.dumps([fingerprint(source), identity(tokenizer)]).encode()).hexdigest()[:12]
     label = "".join(c if c.isalnum() else "-" for c in f"{Path(source).name}-{tokenizer}")[:60]
     folder = cache_folder() / "corpora" / f"{label}-{key}"
-    prepare([source], folder, tokenizer, val_fraction=0.05)
+    with PrepareProgress() as progress:
+        prepare([source], folder, tokenizer, val_fraction=0.05, progress=progress)
     return folder

@@ -41,7 +41,7 @@ def save(run: RunDirectory, step: int, tensors: dict[str, Tensor], about: dict[s
         folder.mkdir(parents=True)
         try:
             _write_tensors(folder, tensors)
-        except Exception as error:
+        except BaseException as error:  # DCP's CheckpointException is no Exception
             shutil.rmtree(folder, ignore_errors=True)
             if (cause := _os_error(error)) is not None:
                 raise cause from error
