@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 from yupana.config import Config, as_dict
 from yupana.errors import UserError
+from yupana.files import write_atomically
 from yupana.run import RunDirectory
 
 
@@ -21,10 +23,15 @@ class Trackers:
         self.closes: list[Callable[[], None]] = []
 
     def __enter__(self) -> Trackers:
-        if self.config.log.tensorboard:
-            self._open_tensorboard()
-        if self.config.log.wandb:
-            self._open_wandb()
+        wanted = {"TensorBoard": self.config.log.tensorboard, "Weights & Biases": self.config.log.wandb}
+        opens = {"TensorBoard": self._open_tensorboard, "Weights & Biases": self._open_wandb}
+        for name in (name for name, on in wanted.items() if on):
+            try:
+                opens[name]()
+            except UserError:
+                raise
+            except Exception as error:
+                print(f"{name} failed and is left out of this run: {error}", file=sys.stderr)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,10 +70,10 @@ class Trackers:
             import wandb
         except ImportError:
             raise UserError("log.wandb needs Weights & Biases: pip install 'yupana[track]'") from None
-        logged_in = bool(os.environ.get("WANDB_API_KEY")) or bool(wandb.api.api_key)
-        mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
         session = wandb.init(
             project="yupana",
+            id=self._wandb_id(),
             name=self.run.path.name,
             dir=str(self.run.path),
             config=as_dict(self.config),
@@ -75,3 +82,10 @@ class Trackers:
         )
         self.logs["Weights & Biases"] = lambda record: session.log(record, step=record["step"])
         self.closes.append(session.finish)
+
+    def _wandb_id(self) -> str:
+        """The same id when a run is resumed, so that its curve goes on."""
+        file = self.run.path / "wandb_id"
+        if not file.is_file():
+            write_atomically(file, uuid.uuid4().hex[:8])
+        return file.read_text()

@@ -1,0 +1,63 @@
+"""Worker: yupana's own training step, from the parts that `yupana train` is made of.
+
+    python benchmarks/peers/yupana_loop.py JOB.json
+
+`dtype` bf16 means bf16 weights with fp32 masters, yupana's default where bf16 is fast. The allocator is set as
+`yupana train` sets it, whatever the environment says.
+"""
+
+from __future__ import annotations
+
+import torch
+from protocol import BETAS, CLIP, WEIGHT_DECAY, Channel, Job, read_job, serve
+
+import yupana
+from yupana.config import Config, DataConfig, OptimConfig, TrainConfig
+from yupana.model.shapes import ModelShape, RopeScaling
+from yupana.train import host, optimizer
+from yupana.train.loss import linear_cross_entropy, softmax_gradient
+from yupana.train.session import build_model, fuse
+
+
+def main() -> None:
+    host.keep_memory()  # before torch allocates anything
+    channel, job = Channel(), read_job()
+    batches = torch.from_numpy(job.load_batches())
+    _, batch, tokens = batches.shape
+    config = configuration(job, batch, tokens - 1)
+    model = build_model(config, "cpu", job.dtype)
+    optim = optimizer.build(model, job.dtype, config.optim, job.seed)
+    kernel = torch.compile(softmax_gradient, dynamic=False) if job.compile else softmax_gradient
+    if job.compile:
+        fuse(model, "cpu", config.data.seq_len)
+    scale = torch.tensor(1.0 / (batch * (tokens - 1)))
+
+    def step(index: int) -> float:
+        sequences = batches[index % len(batches)]  # [batch, seq + 1]
+        hidden = model.hidden(sequences[:, :-1].contiguous()).flatten(0, 1)
+        loss = linear_cross_entropy(hidden, model.output_weight, sequences[:, 1:].flatten(), scale, kernel)
+        loss.backward()
+        optim.collect()
+        optim.step(index, job.lr)
+        return loss.item()
+
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    channel.ready("yupana", parameters, {"torch": torch.__version__, "yupana": yupana.__version__})
+    serve(channel, step, batch * (tokens - 1))
+
+
+def configuration(job: Job, batch: int, seq_len: int) -> Config:
+    """A run's configuration with the job's settings."""
+    shape = dict(job.shape)
+    if scaling := shape.get("rope_scaling"):
+        shape["rope_scaling"] = RopeScaling(**scaling)
+    return Config(
+        model=ModelShape(**shape),
+        data=DataConfig(seq_len=seq_len),
+        train=TrainConfig(steps=1, global_batch=batch, seed=job.seed),
+        optim=OptimConfig(lr=job.lr, betas=BETAS, weight_decay=WEIGHT_DECAY, clip=CLIP),
+    )
+
+
+if __name__ == "__main__":
+    main()
