@@ -19,7 +19,7 @@ from yupana.corpus.tokenizers import identity
 from yupana.errors import UserError
 from yupana.flops.hardware import cache_folder
 from yupana.model.huggingface_config import config_from_shape
-from yupana.report.text import PrepareProgress
+from yupana.corpus.progress import PrepareProgress
 from yupana.run import RunDirectory
 from yupana.train.exchange import export_run
 from yupana.train.loop import train

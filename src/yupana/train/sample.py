@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 
+from yupana.corpus.shards import open_corpus
 from yupana.errors import UserError
 from yupana.model.generate import generate
-from yupana.run import open_run
+from yupana.run import RunDirectory, open_run
 from yupana.train import checkpoint
 
 
@@ -35,3 +37,20 @@ def sample_text(
         ids = [begin, *ids]
     written = generate(model, ids, tokens, temperature=temperature, top_k=top_k, seed=seed, stop=stop)
     return tokenizer.decode([*ids, *written])
+
+
+def sample_after_training(path: Path) -> str:
+    """How the model goes on from a passage of the held-out text, told apart from that passage."""
+    run = open_run(path)
+    prompt = _held_out_passage(run)
+    text = sample_text(path, prompt, temperature=0.7)
+    return f"[held-out text]\n{prompt}\n[the model goes on]\n{text.removeprefix(prompt)}\n"
+
+
+def _held_out_passage(run: RunDirectory, tokens: int = 48) -> str:
+    """The first `tokens` tokens of the first held-out document of the run's heaviest corpus."""
+    corpora = json.loads(run.env_file.read_text())["corpora"]
+    heaviest = max(corpora, key=lambda corpus: corpus["weight"])
+    ids = open_corpus(heaviest["path"]).split("val").read(0, tokens)
+    tokenizer = Tokenizer.from_file(str(run.path / "tokenizer.json"))
+    return tokenizer.decode([int(i) for i in ids]).strip("\ufffd")  # a character cut in half at the end

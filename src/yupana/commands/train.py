@@ -1,0 +1,74 @@
+"""`yupana train`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from yupana.commands.shared import add_command, show
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    c = add_command(commands, "train", train, "train a model; ends with a report and a sample", add_help=False)
+    c.add_argument(
+        "preset", nargs="?", metavar="PRESET", help="the settings to start from, such as 7m or llama3.2-1b"
+    )
+    c.add_argument("--config", type=Path, metavar="FILE", help="YAML settings, on top of the preset")
+    c.add_argument("--run", type=Path, metavar="DIR", default=Path("runs/run"), help="run directory (runs/run)")
+    c.add_argument("--resume", action="store_true", help="go on with the run in DIR")
+    c.add_argument("-h", "--help", action="store_true", help="show this and every setting")
+    c.set_defaults(usage_printer=c.print_help, takes_settings=True)
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """`yupana train`."""
+    if arguments.help:
+        return _help(arguments)
+    from yupana.train import host
+
+    host.keep_memory()  # before torch allocates anything
+    from yupana.run import RunDirectory
+    from yupana.train.begin import begin
+    from yupana.train.interrupt import Interrupted
+
+    run = RunDirectory(arguments.run)
+    try:
+        last = begin(run, arguments.preset, arguments.config, arguments.overrides, resume=arguments.resume)
+    except Interrupted as stopped:
+        print(f"yupana: {stopped}", file=sys.stderr)
+        return 1
+    _finish(run, last, as_json=arguments.json)
+    return 0
+
+
+def _finish(run: Any, last: dict[str, Any], *, as_json: bool) -> None:
+    """After training: the table, a sample, the report."""
+    from yupana.files import write_atomically
+    from yupana.report.page import write_report
+    from yupana.report.text import run_table
+    from yupana.train.sample import sample_after_training
+
+    sample = sample_after_training(run.path)
+    write_atomically(run.path / "sample.txt", sample)
+    page = write_report(run)
+    if as_json:
+        print(json.dumps(last))
+        return
+    show(run_table(run))
+    print(f"\n{sample}")
+    print(
+        f"Report: {page}" if page else "No report: pip install 'yupana[report]', then yupana report " + str(run.path)
+    )
+
+
+def _help(arguments: argparse.Namespace) -> int:
+    from yupana.config import preset_names, settings
+    from yupana.report.text import settings_table
+
+    arguments.usage_printer()
+    print(f"\nPresets: {', '.join(preset_names())}\n\nSettings (in a YAML file, or as --section.key value):")
+    show(settings_table(settings()))
+    return 0
