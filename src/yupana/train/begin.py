@@ -13,13 +13,13 @@ import torch
 from yupana import config as settings
 from yupana.config import Config
 from yupana.corpus.prepare import prepare
+from yupana.corpus.progress import PrepareProgress
 from yupana.corpus.shards import Corpus, open_corpus, verify
 from yupana.corpus.sources import fingerprint
 from yupana.corpus.tokenizers import identity
 from yupana.errors import UserError
 from yupana.flops.hardware import cache_folder
 from yupana.model.huggingface_config import config_from_shape
-from yupana.corpus.progress import PrepareProgress
 from yupana.run import RunDirectory
 from yupana.train.exchange import export_run
 from yupana.train.loop import train
