@@ -25,6 +25,7 @@ IGNORED = -100  # a target that counts for nothing: the next token belongs to an
 CHUNK_ELEMENTS = 1 << 26
 
 Kernel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (hidden, weight, targets, scale) → loss
 
 
 def chunk_rows(tokens: int, vocab_size: int) -> int:
@@ -90,6 +91,12 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     return _LinearCrossEntropy.apply(hidden, weight, targets, scale, kernel)
+
+
+def full_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+    """The same with all logits at once, in fp32: the slow twin of `linear_cross_entropy`, and what most loops do."""
+    logits = F.linear(hidden, weight).float()
+    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum") * scale
 
 
 @torch.no_grad()
