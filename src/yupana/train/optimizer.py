@@ -53,7 +53,7 @@ class AdamW:
         self.masters: list[Tensor] = (
             [w.detach().float().requires_grad_() for w in self.weights] if masters else self.weights
         )
-        self.has_masters, self.clip = masters, optim.clip
+        self.has_masters, self.clip, self.kernel = masters, optim.clip, kernel
         groups = [
             {"params": [m for m in self.masters if m.ndim >= 2], "weight_decay": optim.weight_decay},
             {"params": [m for m in self.masters if m.ndim < 2], "weight_decay": 0.0},
@@ -83,7 +83,9 @@ class AdamW:
         """See Optimizer."""
         gradients = [master.grad for master in self.masters if master.grad is not None]
         norm = global_norm(gradients)
-        if self.clip:
+        if self.clip and self.kernel == "fused":  # divides as it reads: no pass over the gradients of its own
+            self.adamw.grad_scale = ((norm + 1e-6) / self.clip).clamp(min=1.0)  # type: ignore[attr-defined]
+        elif self.clip:
             torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0))
         for group in self.adamw.param_groups:
             group["lr"] = lr
