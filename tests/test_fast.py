@@ -178,15 +178,17 @@ def test_a_slow_twin_trains_the_same_curve(tmp_path, corpus, setting):
 )
 def test_what_this_machine_does_not_have_is_refused(tmp_path, corpus, setting, words):
     with pytest.raises(UserError) as refusal:
-        begin(RunDirectory(tmp_path / "run"), None, None, [*TINY, f"--data.corpus={corpus}", "--train.steps=4", f"--{setting}"])
+        more = [f"--data.corpus={corpus}", "--train.steps=4", f"--{setting}"]
+        begin(RunDirectory(tmp_path / "run"), None, None, [*TINY, *more])
     for word in words:
         assert word in str(refusal.value)
     assert not (tmp_path / "run" / "run.yaml").exists()
 
 
-def test_the_default_attention_on_a_cpu_is_by_length():
-    for seq_len, way in ((256, attention.blocked_causal_attention), (4096, attend)):
-        model = Llama(SHAPE)
+def test_the_default_attention_on_a_cpu_is_by_dtype_and_length():
+    blocked = attention.blocked_causal_attention
+    for dtype, seq_len, way in (("bfloat16", 256, blocked), ("bfloat16", 4096, attend), ("float32", 256, attend)):
+        model = Llama(SHAPE).to(getattr(torch, dtype))
         attention.choose(model, "auto", "cpu", compiled=True, seq_len=seq_len, packing="stream")
         assert {m.attend for m in model.modules() if isinstance(m, Attention)} == {way}
 

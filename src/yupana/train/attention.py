@@ -24,13 +24,15 @@ LONGEST = 1024  # beyond this many tokens the scores outgrow the cache, and torc
 def choose(model: Llama, wanted: str, device: str, compiled: bool, seq_len: int, packing: str) -> None:
     """Put the attention that `wanted` names (`fast.attention`) into every layer of `model`.
 
-    "auto" is query blocks in a compiled model on a CPU while sequences are not long; FlexAttention on a GPU where
-    documents are kept apart, since its cost follows them; otherwise torch's own. Raises UserError for a GPU's back
-    end without a GPU.
+    "auto" is query blocks in a compiled bf16 model on a CPU while sequences are not long (in fp32 torch's own is
+    ahead at most lengths); FlexAttention on a GPU where documents are kept apart, since its cost follows them;
+    otherwise torch's own. It is a rule and not a race, because a race could end differently when a run is resumed.
+    Raises UserError for a GPU's back end without a GPU.
     """
     if wanted == "auto":
         if device == "cpu":
-            wanted = "blocked" if compiled and seq_len <= LONGEST else "sdpa"
+            bf16 = model.embedding.weight.dtype == torch.bfloat16
+            wanted = "blocked" if compiled and bf16 and seq_len <= LONGEST else "sdpa"
         else:
             wanted = "flex" if packing == "documents" and compiled else "sdpa"
     if wanted in ("flash", "cudnn", "flex") and device != "cuda":
