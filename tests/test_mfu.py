@@ -31,7 +31,7 @@ NAMES = [
         ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64>>", "attention"),
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16", "attention"),
         ("graph_0_cpp_fused__softmax__unsafe_view_clone_masked_fill_tril_view_4", "attention"),
-        ("graph_1_cpp_fused_clamp_min_exp_expm1_gather_logsumexp_mul_neg_scatter_0", "head and loss"),
+        ("graph_1_cpp_fused_amax_clamp_min_exp_expm1_gather_log_mul_ne_neg_scatter_sub_sum_0", "head and loss"),
         ("triton_red_fused_exp_gather_logsumexp_sub_1", "head and loss"),
         ("graph_0_cpp_fused__unsafe_view_add_mean_mul_pow_rsqrt_6", "norms"),
         ("graph_0_cpp_fused_add_div_expand_mul_pow_sum_view_10", "norms"),

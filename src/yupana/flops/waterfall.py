@@ -48,7 +48,7 @@ PRODUCTS = re.compile(r"aten::(mm|addmm|_scaled_mm)$|gemm|nvjet|cutlass|xmma|cub
 # The first rule that matches wins.
 RULES: tuple[tuple[str, str], ...] = (
     ("attention", r"flash|fmha|sdpa|scaled_dot_product|attention|aten::_?baddbmm|aten::bmm|_softmax|aten::softmax"),
-    ("head and loss", r"logsumexp|nll_loss|cross_?entropy"),
+    ("head and loss", r"logsumexp|nll_loss|cross_?entropy|exp.*gather|gather.*exp|scatter"),
     ("optimizer", r"adam|multi_tensor|_foreach|linalg_vector_norm|muon|addcdiv|addcmul|lerp"),
     ("communication", r"nccl|all_reduce|all_gather|reduce_scatter|c10d"),
     ("data", r"yupana\.data"),

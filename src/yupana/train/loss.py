@@ -43,10 +43,12 @@ def softmax_gradient(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Te
     full = logits.float()
     counted = targets != IGNORED
     index = targets.clamp_min(0)[:, None]
-    log_normaliser = full.logsumexp(-1, keepdim=True)
-    log_target = full.gather(-1, index) - log_normaliser
+    largest = full.amax(-1, keepdim=True)
+    exponentials = (full - largest).exp()  # once, for the sum and for the gradient
+    total = exponentials.sum(-1, keepdim=True)
+    log_target = full.gather(-1, index) - largest - total.log()
     scales = torch.where(counted, scale, 0.0)[:, None]
-    gradient = ((full - log_normaliser).exp() * scales).to(logits.dtype)
+    gradient = (exponentials * (scales / total)).to(logits.dtype)
     at_target = (log_target.expm1() * scales).to(logits.dtype)
     loss = -torch.where(counted[:, None], log_target, 0.0).sum()
     return loss, gradient.scatter(-1, index, at_target)
