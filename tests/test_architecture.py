@@ -14,7 +14,7 @@ FOUNDATION = {"errors", "files", "config"}
 ALLOWED = {
     "model": {"model", "errors", "files"},
     "anatomy": {"anatomy", "errors"},
-    "flops": {"flops", "model.shapes", "errors", "files"},
+    "flops": {"flops", "model.shapes", "run", "errors", "files"},  # run: the ladder reads its rungs' records
     "corpus": {"corpus", *FOUNDATION},
     "train": {"train", "model", "corpus", "flops", "run", "yupana", *FOUNDATION},
     "scaling": {"scaling", "flops", "run", "model.shapes", *FOUNDATION},
