@@ -55,13 +55,16 @@ def test_softmax_gradient(rows, vocab, share, scale, seed):
     close(gradient, cross_entropy.backward(1.0, logits, targets), 1e-5, least=0.1)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "tolerance"),
+    [(torch.float32, False, 1e-5), (torch.bfloat16, False, 2e-2), (torch.float32, True, 2e-2)],
+)
 @given(
     tokens=st.integers(1, 40), width=st.integers(1, 17), vocab=st.integers(2, 70), rows=st.integers(1, 16),
     share=st.floats(0, 0.9), seed=st.integers(0, 1000),
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
-def test_linear_cross_entropy(dtype, tolerance, tokens, width, vocab, rows, share, seed):
+def test_linear_cross_entropy(dtype, autocast, tolerance, tokens, width, vocab, rows, share, seed):
     hidden, weight = (normal(n, width, seed=seed + n).to(dtype) for n in (tokens, vocab))
     targets = some_ignored(tokens, vocab, share, seed)
     n = cross_entropy.predictions(targets)
@@ -69,7 +72,8 @@ def test_linear_cross_entropy(dtype, tolerance, tokens, width, vocab, rows, shar
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss_module, "chunk_rows", lambda tokens, vocab_size: min(tokens, rows))
-        ours = loss_module.linear_cross_entropy(h, w, targets, torch.tensor(1 / n))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            ours = loss_module.linear_cross_entropy(h, w, targets, torch.tensor(1 / n))
         ours.backward()
         summed = summed_cross_entropy(hidden, weight, targets)
     # Where a target is all but certain, 1 - p cancels: the logits' rounding then is absolute, not relative.
