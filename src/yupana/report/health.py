@@ -39,8 +39,6 @@ def draw_health(record: RunRecord) -> Any:
         if "embedding" in parts and name in record.health[0]["health"]["embedding"]:
             values = _values(record, "embedding", name)
             axes.plot(tokens / scale, values, color=EMBEDDING, linewidth=1.2, marker=_marker(tokens))
-            axes.annotate("embedding", (tokens[-1] / scale, values[-1]), xytext=(-4, 5), textcoords="offset points",
-                          ha="right", color=EMBEDDING, fontsize=8.5)  # fmt: skip
         if logarithmic:
             axes.set_yscale("log")
         axes.set_title(title, loc="left", fontsize=10)
@@ -49,6 +47,7 @@ def draw_health(record: RunRecord) -> Any:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1].axis("off")
+    panels[-1].text(0.1, 0.5, "embedding", color=EMBEDDING, fontweight="bold", transform=panels[-1].transAxes)
     shades = ScalarMappable(Normalize(0, max(len(layers) - 1, 1) / 0.9), colours)
     bar = figure.colorbar(shades, ax=panels[-1], location="left")
     bar.set_label("layer")

@@ -4,8 +4,9 @@ A gradient or a logit that grows layer by layer announces a divergence before th
 ratio far from 1e-3 tells of a learning rate that does not fit (Wortsman et al., arXiv 2309.14322, on both).
 
 Switched off it costs nothing: nothing of it runs. A step on which it is due copies the weights once and takes one
-sequence forward without gradients, with the scores of one group of heads in memory at a time. It draws no random
-numbers and writes to nothing that training reads, so the losses stay the same bit for bit.
+sequence forward without gradients, with the scores of one group of heads in memory at a time: 0.08 s beside a step of
+0.48 s (`yupana train 7m --log.anatomy_every 4 --train.compile off`, 2 cores). It draws no random numbers and writes to
+nothing that training reads, so the losses stay the same bit for bit.
 """
 
 from __future__ import annotations
