@@ -52,6 +52,20 @@ def test_model_needs_only_torch_and_safetensors():
         assert {name.split(".")[0] for name in imports(path)} <= allowed, path
 
 
+def test_anatomy_needs_only_torch():
+    allowed = {"yupana", "torch", *sys.stdlib_module_names}
+    for path in (SOURCE / "anatomy").rglob("*.py"):
+        assert {name.split(".")[0] for name in imports(path)} <= allowed, path
+
+
+def test_anatomys_operations_use_no_autograd():
+    """Only the checks may: the operations are the derivations."""
+    for path in (SOURCE / "anatomy").rglob("*.py"):
+        if path.stem not in ("checks", "cases", "references"):
+            text = path.read_text()
+            assert not any(word in text for word in ("requires_grad", "autograd.", "backward()", "nn.functional")), path
+
+
 def test_heavy_libraries_are_imported_where_they_are_used():
     for path in SOURCE.rglob("*.py"):
         found = {name.split(".")[0] for name in imports(path, top_level=True)}

@@ -53,6 +53,7 @@ def model():
     documents=st.booleans(), seed=st.integers(0, 1000),
 )  # fmt: skip
 @settings(max_examples=30, deadline=None)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_every_attention_gives_what_torchs_does(kv, groups, seq, half, documents, seed):
     g = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(2, heads, seq, 2 * half, generator=g, dtype=torch.float64) for heads in (kv * groups, kv, kv))
@@ -177,8 +178,8 @@ def test_a_slow_twin_trains_the_same_curve(tmp_path, corpus, setting):
     ],
 )
 def test_what_this_machine_does_not_have_is_refused(tmp_path, corpus, setting, words):
+    more = [f"--data.corpus={corpus}", "--train.steps=4", f"--{setting}"]
     with pytest.raises(UserError) as refusal:
-        more = [f"--data.corpus={corpus}", "--train.steps=4", f"--{setting}"]
         begin(RunDirectory(tmp_path / "run"), None, None, [*TINY, *more])
     for word in words:
         assert word in str(refusal.value)

@@ -183,9 +183,11 @@ class LogConfig:
     """Write TensorBoard events into the run directory."""
     wandb: bool = False
     """Log to Weights & Biases; offline unless you are logged in."""
+    anatomy_every: int | None = None
+    """Steps between looks inside: activations, gradients, updates and attention of each layer; null: never."""
 
     def __post_init__(self) -> None:
-        _at_least(1, log=self, names=["every", "eval_every", "eval_tokens"])
+        _at_least(1, log=self, names=["every", "eval_every", "eval_tokens", "anatomy_every"])
 
 
 @dataclass(frozen=True)

@@ -93,10 +93,22 @@ class Sizes:
 def step_operations(shape: ModelShape, batch: int, seq_len: int, sizes: Sizes | None = None) -> list[Operation]:
     """The operations of one forward and backward pass over `batch` sequences, and of one AdamW step, in order."""
     sizes = sizes or Sizes()
-    tokens, d, layers = batch * seq_len, shape.d_model, shape.n_layers
-    q, kv = shape.q_width, shape.kv_width
+    tokens, d = batch * seq_len, shape.d_model
     return [
         embedding(shape.vocab_size, tokens, d, sizes),
+        *block(shape, shape.n_layers, batch, seq_len, sizes),
+        rmsnorm("norm", 1, tokens, d, sizes),
+        linear("output", 1, tokens, d, shape.vocab_size, sizes),
+        cross_entropy(tokens, shape.vocab_size, sizes),
+        adamw(shape.parameters, sizes),
+    ]
+
+
+def block(shape: ModelShape, layers: int, batch: int, seq_len: int, sizes: Sizes) -> list[Operation]:
+    """The operations of `layers` blocks, in order."""
+    tokens, d = batch * seq_len, shape.d_model
+    q, kv = shape.q_width, shape.kv_width
+    return [
         rmsnorm("attention_norm", layers, tokens, d, sizes),
         linear("wqkv", layers, tokens, d, q + 2 * kv, sizes),
         rope(layers, tokens, q + kv, sizes),
@@ -108,10 +120,6 @@ def step_operations(shape: ModelShape, batch: int, seq_len: int, sizes: Sizes | 
         swiglu(layers, tokens, shape.d_ff, sizes),
         linear("w_down", layers, tokens, shape.d_ff, d, sizes),
         residual("feed_forward", layers, tokens, d, sizes),
-        rmsnorm("norm", 1, tokens, d, sizes),
-        linear("output", 1, tokens, d, shape.vocab_size, sizes),
-        cross_entropy(tokens, shape.vocab_size, sizes),
-        adamw(shape.parameters, sizes),
     ]
 
 
@@ -160,14 +168,14 @@ def attention(
 
     The recomputed product of scores is not counted: recomputation never is.
     """
-    scores = batch * n_heads * seq_len * seq_len // 2
+    pairs = batch * n_heads * seq_len * seq_len  # of query and key; half of them masked
     q = batch * seq_len * n_heads * head_dim * sizes.activation
     kv = 2 * batch * seq_len * n_kv_heads * head_dim * sizes.activation
     normaliser = 4 * batch * seq_len * n_heads
     return Operation(
         "attention", "attention", count,
-        Pass(bytes=2 * q + kv + normaliser, attention_flops=4 * scores * head_dim, elementwise=5 * scores),
-        Pass(bytes=4 * q + 2 * kv + 2 * normaliser, attention_flops=8 * scores * head_dim, elementwise=8 * scores),
+        Pass(bytes=2 * q + kv + normaliser, attention_flops=2 * pairs * head_dim, elementwise=5 * pairs // 2),
+        Pass(bytes=4 * q + 2 * kv + 2 * normaliser, attention_flops=4 * pairs * head_dim, elementwise=4 * pairs),
     )  # fmt: skip
 
 
@@ -202,3 +210,40 @@ def adamw(parameters: int, sizes: Sizes) -> Operation:
     """One update: gradient read (twice: norm, then update), moments and weights read and written."""
     state = 2 * sizes.gradient + 4 * sizes.state + (2 * sizes.state if sizes.masters else sizes.weight) + sizes.weight
     return Operation("adamw", "adamw", 1, Pass(), Pass(bytes=parameters * state, elementwise=14 * parameters))
+
+
+def softmax(rows: int, width: int, sizes: Sizes) -> Operation:
+    """Of numbers that stand in memory (inside attention and the loss it moves nothing): x → y; (y, dy) → dx."""
+    one = rows * width * sizes.activation
+    return Operation(
+        "softmax", "softmax", 1,
+        Pass(bytes=2 * one, elementwise=4 * rows * width),
+        Pass(bytes=3 * one, elementwise=4 * rows * width),
+    )  # fmt: skip
+
+
+def clip(parameters: int, sizes: Sizes) -> Operation:
+    """Gradients read for the norm, then read and written scaled; inside `adamw` the update does the scaling."""
+    return Operation("clip", "clip", 1, Pass(), Pass(bytes=3 * parameters * sizes.gradient, elementwise=3 * parameters))
+
+
+def muon(shape: ModelShape, sizes: Sizes, turns: int = 5) -> Operation:
+    """One Muon update of the blocks' matrices, Q, K, V, gate and up each its own; AdamW keeps the rest.
+
+    A turn on [r, c], r ≤ c, multiplies X Xᵀ, its square, and their sum with X: 4·r²·c + 2·r³ FLOPs. No MFU counts
+    them.
+    """
+    d, q, kv, ff = shape.d_model, shape.q_width, shape.kv_width, shape.d_ff
+    products: list[Product] = []
+    moved, numbers = 0, 0
+    for rows, columns in ((q, d), (kv, d), (kv, d), (d, q), (ff, d), (ff, d), (d, ff)):
+        r, c = sorted((rows, columns))
+        products += turns * [Product(r, r, c), Product(r, r, r), Product(r, c, r)]
+        turn = (r * c + r * r) + 2 * r * r + (r * r + 2 * r * c)  # each product's inputs and output, once
+        state = sizes.gradient + 2 * sizes.state + (2 * sizes.state if sizes.masters else sizes.weight) + sizes.weight
+        moved += turns * turn * sizes.activation + r * c * state
+        numbers += r * c
+    return Operation(
+        "muon", "muon", shape.n_layers,
+        Pass(), Pass(bytes=moved, products=tuple(products), elementwise=(10 + 2 * turns) * numbers),
+    )  # fmt: skip

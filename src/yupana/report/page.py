@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -26,30 +27,41 @@ svg { width: 100%; height: auto; } details { margin-top: 1rem; } summary { curso
 
 
 def write_report(run: RunDirectory) -> Path | None:
-    """Write report.html and report.png into the run; None where matplotlib is not installed."""
+    """Write report.html and report.png into the run, and health.png where the run was looked into.
+
+    None where matplotlib is not installed.
+    """
     try:
         from matplotlib import rc_context
 
+        from yupana.report.health import draw_health
         from yupana.report.plots import draw
     except ImportError:
         return None
     record = read_run(run)
     with rc_context({"svg.hashsalt": "yupana", "font.size": 10}):
-        figure = draw(record)
-        svg, png = io.StringIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-        figure.savefig(png, format="png", dpi=130)
-    write_atomically(run.path / "report.png", png.getvalue())
-    drawing = svg.getvalue()
-    write_atomically(run.path / "report.html", _page(record, drawing[drawing.index("<svg") :]))
+        drawing = _save(draw(record), run.path / "report.png")
+        inside = _save(draw_health(record), run.path / "health.png") if record.health else ""
+    write_atomically(run.path / "report.html", _page(record, drawing, inside))
     return run.path / "report.html"
 
 
-def _page(record: RunRecord, drawing: str) -> str:
+def _save(figure: Any, path: Path) -> str:
+    """Write the figure as a picture; returns it as an <svg> for the page."""
+    svg, png = io.StringIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=130)
+    write_atomically(path, png.getvalue())
+    drawing = svg.getvalue()
+    return drawing[drawing.index("<svg") :]
+
+
+def _page(record: RunRecord, drawing: str, inside: str) -> str:
     figures = summary(record)
     name = html.escape(record.path.name)
     rows = "".join(f"<tr><td>{k}</td><td>{html.escape(v)}</td></tr>" for k, v in _rows(figures))
     config = html.escape(yaml.safe_dump(record.config, sort_keys=False))
+    looked = f"<h2>Inside, layer by layer</h2>{inside}" if inside else ""
     env = html.escape(yaml.safe_dump(record.env, sort_keys=False))
     sample = f"<h2>A sample</h2><pre>{html.escape(record.sample)}</pre>" if record.sample else ""
     return f"""<!doctype html>
@@ -58,6 +70,7 @@ def _page(record: RunRecord, drawing: str) -> str:
 <h1>{name}</h1><p class="told">{_headline(figures)}</p>
 {drawing}
 <h2>In figures</h2><table>{rows}</table>
+{looked}
 {sample}
 <details><summary>Configuration (run.yaml)</summary><pre>{config}</pre></details>
 <details><summary>Environment (env.json)</summary><pre>{env}</pre></details>

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ class RunRecord:
     steps: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     sample: str
+    health: list[dict[str, Any]] = field(default_factory=list)
+    """What log.anatomy_every recorded: step, tokens, and figures by part of the model."""
 
 
 def read_run(run: RunDirectory) -> RunRecord:
@@ -35,4 +37,5 @@ def read_run(run: RunDirectory) -> RunRecord:
         steps=[record for record in metrics if "loss" in record],
         evaluations=[record for record in metrics if "val_loss" in record],
         sample=sample.read_text() if sample.is_file() else "",
+        health=[record for record in metrics if "health" in record],
     )

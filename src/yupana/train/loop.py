@@ -16,6 +16,7 @@ from yupana.corpus.shards import Corpus
 from yupana.run import RunDirectory
 from yupana.train import checkpoint
 from yupana.train.evaluate import Evaluation, evaluate
+from yupana.train.health import Health
 from yupana.train.interrupt import Interrupted, Interruption
 from yupana.train.loss import IGNORED
 from yupana.train.prefetch import Prefetch
@@ -46,7 +47,11 @@ def train(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, re
         for step in range(session.start, config.total_steps):
             lr = learning_rate(step, config.total_steps, config.optim)
             loss = forward_backward(session, batches(step))
+            every = config.log.anatomy_every
+            health = Health(session.model, session.optimizer) if every and (step + 1) % every == 0 else None
             grad_norm = session.optimizer.step(step, lr)
+            if health is not None:
+                recorder.examined(step + 1, health.figures(*one_sequence(session, step)))
             recorder.stepped(step + 1, loss, grad_norm, lr)
 
             done, last = step + 1, step + 1 == config.total_steps
@@ -88,6 +93,12 @@ def forward_backward(session: Session, parts: list[MicroBatch]) -> Tensor:
         session.optimizer.collect()
         losses.append(loss.detach())
     return torch.stack(losses).sum()
+
+
+def one_sequence(session: Session, step: int) -> tuple[Tensor, Tensor | None]:
+    """The first sequence of global batch `step`: tokens and document ids, each [1, seq]."""
+    tokens, _, documents = on_device(session.batches.batch(step, rows=range(1)), session.device)
+    return tokens, documents
 
 
 def on_device(batch: Batch, device: str) -> MicroBatch:

@@ -21,6 +21,9 @@ LEAN_CHUNK = 1 << 23  # parameters updated at once in lean mode: its fp32 tempor
 class Optimizer(Protocol):
     """What the loop needs of an optimiser."""
 
+    updated: dict[str, Tensor]
+    """The tensors that `step` updates, by parameter; `.grad` holds what was collected."""
+
     def collect(self) -> None:
         """Take the gradients of one micro-batch."""
 
@@ -54,6 +57,7 @@ class AdamW:
             [w.detach().float().requires_grad_() for w in self.weights] if masters else self.weights
         )
         self.has_masters, self.clip, self.kernel = masters, optim.clip, kernel
+        self.updated = dict(zip(self.names, self.masters, strict=True))
         groups = [
             {"params": [m for m in self.masters if m.ndim >= 2], "weight_decay": optim.weight_decay},
             {"params": [m for m in self.masters if m.ndim < 2], "weight_decay": 0.0},
@@ -122,6 +126,7 @@ class LeanAdamW:
 
     def __init__(self, model: nn.Module, optim: OptimConfig, seed: int) -> None:
         self.named = dict(model.named_parameters())
+        self.updated: dict[str, Tensor] = dict(self.named)
         self.moments = {n: (torch.zeros_like(w), torch.zeros_like(w)) for n, w in self.named.items()}
         self.optim, self.seed = optim, seed
 

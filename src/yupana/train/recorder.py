@@ -15,6 +15,7 @@ from yupana.errors import UserError
 from yupana.flops import count
 from yupana.train import checkpoint
 from yupana.train.evaluate import Evaluation
+from yupana.train.health import Figures
 from yupana.train.progress import Progress
 from yupana.train.session import Session
 from yupana.train.trackers import Trackers
@@ -102,6 +103,12 @@ class Recorder:
         self.progress.evaluated(self.validation)
         self.paused(step)
         return validation
+
+    def examined(self, step: int, parts: dict[str, Figures]) -> None:
+        """A step was looked into (health.py): one line of metrics with the figures of each part."""
+        self.session.run.log({"step": step, "tokens": step * self.tokens_per_step, "health": parts})
+        flat = {f"{part}/{name}": v for part, found in parts.items() for name, v in found.items() if v is not None}
+        self.trackers.log({"step": step, **flat})
 
     def paused(self, step: int) -> None:
         """What came after `step` and took until now (an evaluation, a checkpoint) is no step's time."""
