@@ -111,14 +111,15 @@ def parametric(points: Points, form: str = "chinchilla", refits: int = 1000, see
     )
 
 
-def isoflop(points: Points, reach: float = 1.2) -> AllocationFit:
+def isoflop(points: Points, reach: float = 1.3) -> AllocationFit:
     """Approach 2: a parabola of log-loss in log N through the runs of each budget, and a line through their minima.
 
     The parabola uses the runs within `reach` e-folds of N about the minimum (the five nearest at least): far from it
     a loss curve is no parabola. Budgets whose minimum lies outside their runs are left out. The line weighs each
     minimum by 1 / (its own variance + that of the budgets about the line), as in a random-effects meta-analysis.
     """
-    minima = [_minimum(points.where(labels == label), reach) for label in np.unique(labels := budgets(points))]
+    labels = budgets(points)
+    minima = [_minimum(points.where(labels == label), reach) for label in np.unique(labels)]
     found = [minimum for minimum in minima if minimum is not None]
     degrees = sum(m.degrees for m in found)
     noise = sum(m.squares for m in found) / degrees if degrees else 0.0
