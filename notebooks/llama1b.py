@@ -83,10 +83,9 @@ from yupana.run import RunDirectory
 from yupana.train.begin import begin
 
 run = RunDirectory(WORK / "run")
-steps = ["--train.steps=50", "--train.global_batch=8"] if GPU else ["--train.steps=60"]
-last = begin(
-    run, PRESET, None, [f"--data.corpus={WORK / 'corpus'}", *steps, "--optim.warmup_steps=5", "--log.eval_every=20"]
-)
+steps = ["--train.steps=50", "--train.global_batch=8"] if GPU else ["--train.steps=300"]
+short = ["--optim.warmup_steps=10", "--log.eval_every=50", "--log.eval_tokens=32768"]
+last = begin(run, PRESET, None, [f"--data.corpus={WORK / 'corpus'}", *steps, *short])
 
 # %% [markdown]
 # ## The curve and the MFU

@@ -8,8 +8,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from yupana import config
+from yupana.config import load
 from yupana.errors import UserError
 from yupana.flops.count import breakdown, flops_per_token
+from yupana.flops.operations import step_operations
 from yupana.model.llama import Llama
 from yupana.model.shapes import ModelShape
 
@@ -68,3 +70,11 @@ def test_gpt3_sized_published_figure():
 def test_sequence_length_is_checked():
     with pytest.raises(UserError, match="seq_len"):
         flops_per_token(ModelShape(), 0)
+
+
+@pytest.mark.parametrize("preset", ["7m", "190m", "llama3.2-1b", "llama3.1-8b"])
+@pytest.mark.parametrize(("batch", "seq_len"), [(1, 2048), (3, 256)])
+def test_operations_of_a_step_sum_to_the_count(preset, batch, seq_len):
+    shape = load(preset).model
+    operations = step_operations(shape, batch, seq_len)
+    assert sum(o.flops for o in operations) == batch * seq_len * flops_per_token(shape, seq_len)["exact"]

@@ -49,6 +49,7 @@ def train(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, re
             if saving or interruption.asked:
                 recorder.flush()
                 save(session, done, validation, recorder.seconds)
+                recorder.paused(done)
             if interruption.asked and not last:
                 raise Interrupted(
                     f"{interruption.asked}: saved at step {done} of {config.total_steps}; "

@@ -35,9 +35,10 @@ class Progress:
             f"{', compiled' if session.compiled else ''} · {peaks.device}, {sheet}"
             f"{peaks.measured / 1e12:.3g} TFLOP/s measured",
             highlight=False,
+            soft_wrap=True,
         )
-        for note in session.notes:
-            self.console.print(f"[yellow]{note}[/]", highlight=False)
+        for text in session.notes:
+            self.note(text)
         if session.compiled:
             self.console.print("[dim]the first step compiles: about half a minute the first time[/]")
         if self.console.is_terminal:
@@ -47,6 +48,10 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self.console.is_terminal:
             self.live.stop()
+
+    def note(self, text: str) -> None:
+        """Show a warning; it stays on the screen."""
+        self.console.print(f"[yellow]{text}[/]", highlight=False)
 
     def stepped(self, metrics: dict[str, Any]) -> None:
         """Show a line of metrics."""

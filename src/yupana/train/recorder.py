@@ -31,8 +31,9 @@ class Recorder:
         self.session, self.progress, self.trackers = session, progress, trackers
         self.pending: list[tuple[int, Tensor, Tensor, float]] = []
         self.last: dict[str, Any] = {}
+        self.doubted = False
         self.validation: dict[str, Any] = {}
-        self.base, self.paused = session.seconds, 0.0
+        self.base = session.seconds
         self.clock = self.mark = time.perf_counter()
         self.marked_step = session.start
         config = session.config
@@ -78,6 +79,12 @@ class Recorder:
         self.session.run.log(self.last)
         self.trackers.log(self.last)
         self.progress.stepped(self.last)
+        if self.last["mfu"] > 1 and not self.doubted:
+            self.doubted = True
+            self.progress.note(
+                f"MFU {100 * self.last['mfu']:.0f} % cannot be: the peak it is measured against ({peaks.source}) is too "
+                "low, perhaps because the machine was busy when it was measured"
+            )
         self.mark, self.marked_step = now, step
 
     def evaluated(self, step: int, validation: Evaluation) -> Evaluation:
@@ -93,8 +100,12 @@ class Recorder:
         self.session.run.log(self.validation)
         self.trackers.log(self.validation)
         self.progress.evaluated(self.validation)
-        self.mark, self.marked_step = time.perf_counter(), step
+        self.paused(step)
         return validation
+
+    def paused(self, step: int) -> None:
+        """What came after `step` and took until now (an evaluation, a checkpoint) is no step's time."""
+        self.mark, self.marked_step = time.perf_counter(), step
 
     def summary(self) -> dict[str, Any]:
         """The last line of metrics with the last evaluation's figures."""
