@@ -76,12 +76,10 @@ def approaches(points: Points, fit: ParametricFit) -> dict[str, dict[str, Any]]:
 
 
 def without_smallest_budget(points: Points, fit: ParametricFit) -> dict[str, Any] | None:
-    """The parameters when the smallest budget (the lowest tenth of log C where there are none) is left out."""
+    """The parameters without the smallest budget, or without the smallest few while they hold under 5 % of the points."""
     labels = budgets(points)
-    kept = labels > 0
-    if len(np.unique(labels)) > len(points) / 3:
-        low, high = np.log(points.flops.min()), np.log(points.flops.max())
-        kept = np.log(points.flops) > low + 0.1 * (high - low)
+    reached = np.cumsum(np.bincount(labels)) >= max(3, 0.05 * len(points))
+    kept = labels > int(np.argmax(reached))
     try:
         other = parametric(points.where(kept), fit.form, refits=0)
     except UserError:
@@ -152,7 +150,7 @@ def warnings(points: Points, fit: ParametricFit, found: dict[str, Any]) -> list[
                 f"residuals trend with {name} by {trend['slope_per_decade']:+.2%} a decade ({trend['sigmas']:.0f} standard "
                 "errors): the law bends away from the points"
             )
-    told += _about_outliers(found["outliers"])
+    told += _about_outliers(points, found["outliers"])
     told += _disagreement(found["approaches"])
     other = found["without_smallest_budget"]
     if other and fit.exponent_n and abs(other["exponent_n"] - fit.exponent_n) > 0.05:
@@ -184,15 +182,18 @@ def _undetermined(points: Points, fit: ParametricFit) -> list[str]:
     return told
 
 
-def _about_outliers(found: list[dict[str, Any]]) -> list[str]:
+def _about_outliers(points: Points, found: list[dict[str, Any]]) -> list[str]:
     told = []
     if bits := sum(entry["looks_like_bits"] for entry in found):
         told.append(f"{bits} points lie 1.44 times above the law: their losses look like bits among nats")
     if len(found) > bits:
         worst = max(found, key=lambda entry: abs(entry["log_error"]))
+        highest = np.sort(points.loss)[-len(found) :]
+        advice = f"; they are the highest losses: --drop {len(found)} leaves them out"
         told.append(
             f"{len(found)} points stand out by more than {OUTLIER:.0f} robust standard deviations, most of all n = "
             f"{worst['n']:.3g}, tokens = {worst['tokens']:.3g}, loss = {worst['loss']:.3f}"
+            + (advice if {entry["loss"] for entry in found} == set(highest.tolist()) else "")
         )
     return told
 

@@ -187,9 +187,19 @@ def accuracy_from_loss(loss: Numbers, floor: float, ceiling: float, slope: float
 HOFFMANN = ChinchillaLaw(
     1.69, 406.4, 410.7, 0.34, 0.28, "hoffmann", "Hoffmann et al., 2203.15556, equation 10 (approach 3, MassiveText)"
 )
+# The covariance, the scatter and the largest run are not in the paper: `yupana scaling fit` on the same 240 points, 1 000
+# bootstrap refits (docs/scaling.md).
 BESIROGLU = ChinchillaLaw(
-    1.8172, 482.01, 2085.43, 0.3478, 0.3658, "besiroglu", "Besiroglu et al., 2404.10102 (Hoffmann's runs, refitted)"
-)
+    1.8172, 482.01, 2085.43, 0.3478, 0.3658, "besiroglu", "Besiroglu et al., 2404.10102 (Hoffmann's runs, refitted)",
+    covariance=(
+        (0.000185877, 0.00188067, 0.00351773, 0.000110893, 0.000171653),
+        (0.00188067, 0.0623341, -0.0306467, 0.00371907, -0.00152965),
+        (0.00351773, -0.0306467, 0.178871, -0.00189753, 0.00875277),
+        (0.000110893, 0.00371907, -0.00189753, 0.000222185, -9.47726e-05),
+        (0.000171653, -0.00152965, 0.00875277, -9.47726e-05, 0.000428577),
+    ),
+    residual=0.00487, largest_flops=1.296e22,
+)  # fmt: skip
 MUENNIGHOFF = ChinchillaLaw(
     float(np.exp(0.6254804)), float(np.exp(6.255414)), float(np.exp(7.3049974)), 0.3526596, 0.3526596,
     "muennighoff", "Muennighoff et al., 2305.16264, appendix A (C4; for one epoch)",
