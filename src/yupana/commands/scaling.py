@@ -23,7 +23,9 @@ def fit(arguments: argparse.Namespace) -> int:
     from yupana.scaling.session import fit_curves, fit_points
 
     curves = arguments.law in ("annealing", "multipower")
-    result = fit_curves(arguments) if curves else fit_points(arguments)
+    result, points = (fit_curves(arguments), None) if curves else fit_points(arguments)
+    if arguments.out:
+        result["files"] = _write(arguments.out, result, points)
     print_result(arguments, result, fit_table(result))
     return 0
 
@@ -33,8 +35,16 @@ def predict(arguments: argparse.Namespace) -> int:
     from yupana.report.scaling_text import comparison_table, prediction_table
     from yupana.scaling.session import compare_run, predict_run
 
-    result = compare_run(arguments) if arguments.run else predict_run(arguments)
-    print_result(arguments, result, (comparison_table if arguments.run else prediction_table)(result))
+    if not arguments.run:
+        result = predict_run(arguments)
+        print_result(arguments, result, prediction_table(result))
+        return 0
+    result = compare_run(arguments)
+    if arguments.out:
+        from yupana.report.scaling_plots import draw_prediction, save
+
+        save(draw_prediction(result["prediction"], result), arguments.out)
+    print_result(arguments, result, comparison_table(result))
     return 0
 
 
@@ -46,6 +56,24 @@ def plan(arguments: argparse.Namespace) -> int:
     result = make_plan(arguments)
     print_result(arguments, result, plan_table(result))
     return 0
+
+
+def _write(folder: Path, result: dict[str, Any], points: Any) -> list[str]:
+    """fit.json and, for points and where matplotlib is installed, the pictures; the paths written."""
+    from yupana.files import disk_errors, write_json
+
+    with disk_errors(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "fit.json", result)
+    files = [str(folder / "fit.json")]
+    if points is None:
+        return files
+    try:
+        from yupana.report.scaling_plots import write_pictures
+
+        return files + write_pictures(folder, result, points)
+    except ImportError:
+        return files
 
 
 def _register_fit(group: Any) -> None:

@@ -77,7 +77,9 @@ def draw_residuals(result: dict[str, Any], points: Any) -> Any:
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set(xscale="log", xlabel=name)
     axes[0].set_ylabel("told − measured loss (%)")
-    axes[0].set_title("Error of the law, a point a run" + ("; purple: outliers" if outside.any() else ""), loc="left", fontsize=10)
+    axes[0].set_title(
+        "Error of the law, a point a run" + ("; purple: outliers" if outside.any() else ""), loc="left", fontsize=10
+    )
     return figure
 
 
@@ -89,7 +91,9 @@ def draw_allocation(result: dict[str, Any], points: Any) -> Any:
     low, high = np.log10(points.flops.min()), np.log10(points.flops.max())
     shade = (np.log10(points.flops) - low) / max(high - low, 1e-9)
     left.scatter(points.n, points.loss, c=colours(shade), s=12, linewidths=0)
-    left.plot([o["n"] for o in optima], [o["loss"] for o in optima], "o--", color="black", markersize=5, linewidth=1, mfc="none")
+    left.plot(
+        [o["n"] for o in optima], [o["loss"] for o in optima], "o--", color="black", markersize=5, linewidth=1, mfc="none"
+    )
     best = np.array([o["loss"] for o in optima])
     left.set_ylim(best.min() * 0.97, min(points.loss.max(), best.max() * 1.25) * 1.01)
     left.set(xscale="log", xlabel="parameters N", ylabel="loss (nats a token)")
@@ -101,7 +105,8 @@ def draw_allocation(result: dict[str, Any], points: Any) -> Any:
     right.plot(line, result["parameters"]["coefficient"] * line**slope, color=FITTED, linewidth=1.6)
     first, last = result["intervals"]["exponent_n"]
     right.annotate(
-        f"N ∝ C^{slope:.3f}\n80 %: {first:.3f} to {last:.3f}", (line[20], result["parameters"]["coefficient"] * line[20] ** slope),
+        f"N ∝ C^{slope:.3f}\n80 %: {first:.3f} to {last:.3f}",
+        (line[20], result["parameters"]["coefficient"] * line[20] ** slope),
         xytext=(14, -34), textcoords="offset points", color=FITTED, fontweight="bold",
     )  # fmt: skip
     right.set(xscale="log", yscale="log", xlabel="FLOPs C", ylabel="optimal parameters N")

@@ -111,17 +111,22 @@ def _facts(result: dict[str, Any]) -> list[str]:
         )
     found = result.get("diagnostics")
     if found:
-        facts.append(f"{found['agreeing_starts']:.0%} of {found['starts']} starts agree; residual {found['residual_sd']:.2%}")
+        facts.append(
+            f"{found['agreeing_starts']:.0%} of {found['starts']} starts agree; residual {found['residual_sd']:.2%}"
+        )
         told = [
-            f"approach {name}: {entry['exponent_n']:.3f}" for name, entry in found["approaches"].items() if entry["exponent_n"]
+            f"approach {name}: {entry['exponent_n']:.3f}"
+            for name, entry in found["approaches"].items()
+            if entry["exponent_n"]
         ]
         facts.append(f"exponent_n by {', '.join(told)}")
     for name, entry in result.get("accuracy", {}).items():
         facts.append(f"{name}: R² {entry['r2']:.4f}, mean absolute error {entry['mean_absolute_error']:.5f} nats")
     if out := result.get("held_out"):
         facts.append(
-            f"fitted below {out['below']:.3g} FLOPs ({out['fitted_on']} points), {out['predicted']} points up to "
-            f"{out['furthest']:.0f} times beyond predicted to {out['mean_absolute_error']:.2%} (mean {out['mean_error']:+.2%})"
+            f"fitted below {out['below']:.3g} FLOPs ({out['fitted_on']} points): {out['predicted']} points up to "
+            f"{out['furthest']:.0f} times beyond, mean absolute error {out['mean_absolute_error']:.2%}, mean error "
+            f"{out['mean_error']:+.2%}"
         )
     return facts
 

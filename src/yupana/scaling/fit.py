@@ -111,7 +111,7 @@ def parametric(points: Points, form: str = "chinchilla", refits: int = 1000, see
     )
 
 
-def isoflop(points: Points, reach: float = 1.3) -> AllocationFit:
+def isoflop(points: Points, reach: float = 1.2) -> AllocationFit:
     """Approach 2: a parabola of log-loss in log N through the runs of each budget, and a line through their minima.
 
     The parabola uses the runs within `reach` e-folds of N about the minimum (the five nearest at least): far from it
@@ -121,8 +121,9 @@ def isoflop(points: Points, reach: float = 1.3) -> AllocationFit:
     labels = budgets(points)
     minima = [_minimum(points.where(labels == label), reach) for label in np.unique(labels)]
     found = [minimum for minimum in minima if minimum is not None]
-    degrees = sum(m.degrees for m in found)
-    noise = sum(m.squares for m in found) / degrees if degrees else 0.0
+    squares, degrees = (np.array([getattr(m, what) for m in found], dtype=float) for what in ("squares", "degrees"))
+    # A few runs tell their own scatter badly: one degree of freedom of the middle budget's is mixed in.
+    noise = (squares + np.median(squares / np.maximum(degrees, 1))) / (degrees + 1) if found else squares
     warnings = []
     if left_out := len(minima) - len(found):
         warnings.append(f"{left_out} budgets have fewer than 4 sizes or no minimum inside them, and are left out")
@@ -161,6 +162,7 @@ def envelope(points: Points) -> AllocationFit:
 
 def student_quantile(level: float, degrees: int) -> float:
     """The t with which a central interval holds `level` of Student's distribution, by bisection of its integral."""
+
     def inside(t: float) -> float:
         x = np.linspace(0.0, np.arctan(t / np.sqrt(degrees)), 2001)  # t = sqrt(nu)·tan x: density ∝ cos(x)^(nu - 1)
         whole = np.linspace(0.0, np.pi / 2, 20001)

@@ -47,8 +47,8 @@ def problem(law: str, points: Points) -> Problem:
 def law_of(name: str, parameters: dict[str, float]) -> ChinchillaLaw | KaplanLaw:
     """The law object of a fit's parameters."""
     if name == "kaplan":
-        return KaplanLaw(**parameters)
-    return ChinchillaLaw(**{key: parameters[key] for key in ("E", "A", "B", "alpha", "beta")})
+        return KaplanLaw(parameters["alpha_N"], parameters["alpha_D"], parameters["N_c"], parameters["D_c"])
+    return ChinchillaLaw.of(parameters[key] for key in ("E", "A", "B", "alpha", "beta"))
 
 
 def linear_starts(u: Array, v: Array, losses: Array, pairs: list[tuple[float, float]]) -> Array:
@@ -90,9 +90,7 @@ def _chinchilla(points: Points) -> Problem:
         return np.stack([np.exp(e), np.exp(a + alpha * u0), np.exp(b + beta * v0), alpha, beta], axis=1)
 
     pairs = list(itertools.product(EXPONENTS, EXPONENTS))
-    return Problem(
-        ("E", "A", "B", "alpha", "beta"), model, linear_starts(u, v, points.loss, pairs), natural, jacobian
-    )
+    return Problem(("E", "A", "B", "alpha", "beta"), model, linear_starts(u, v, points.loss, pairs), natural, jacobian)
 
 
 def _gadre(points: Points) -> Problem:
@@ -134,17 +132,13 @@ def _kaplan(points: Points) -> Problem:
 
 def _muennighoff(points: Points) -> Problem:
     if points.unique is None:
-        raise UserError(
-            "the muennighoff law needs the number of unique tokens: name its column with --columns unique=…"
-        )
+        raise UserError("the muennighoff law needs the number of unique tokens: name its column with --columns unique=…")
     names = ("E", "A", "B", "alpha", "beta", "repeated", "excess")
     once = _chinchilla(points)
 
     def model(theta: Array) -> Array:
         rows = natural(theta)
-        told = [
-            repeated_loss(ChinchillaLaw(*r[:5]), points.n, points.tokens, points.unique, r[5], r[6]) for r in rows
-        ]
+        told = [repeated_loss(ChinchillaLaw.of(r[:5]), points.n, points.tokens, points.unique, r[5], r[6]) for r in rows]
         return np.log(np.maximum(np.array(told), 1e-9))
 
     def natural(theta: Array) -> Array:

@@ -41,6 +41,12 @@ class ChinchillaLaw:
     largest_flops: float | None = None
     """The largest 6·N·D the law was fitted on, where it is known."""
 
+    @classmethod
+    def of(cls, values: Any, **about: Any) -> ChinchillaLaw:
+        """The law with (E, A, B, alpha, beta) = `values`; `about`: the other fields."""
+        E, A, B, alpha, beta = (float(value) for value in values)
+        return cls(E, A, B, alpha, beta, **about)
+
     def loss(self, n: Numbers, tokens: Numbers) -> Numbers:
         """Loss of a model of n parameters trained on `tokens` tokens, seen once."""
         return self.E + self.A * n**-self.alpha + self.B * tokens**-self.beta
@@ -65,13 +71,13 @@ class ChinchillaLaw:
     def draws(self, count: int = 400) -> list[ChinchillaLaw]:
         """Laws as plausible as this one: its bootstrap refits, or draws from its covariance; none if neither."""
         if self.samples:
-            return [ChinchillaLaw(*row, name=self.name) for row in self.samples]
+            return [ChinchillaLaw.of(row, name=self.name) for row in self.samples]
         if self.covariance is None:
             return []
         centre = [np.log(self.E), np.log(self.A), np.log(self.B), self.alpha, self.beta]
         rows = np.random.default_rng(0).multivariate_normal(centre, np.array(self.covariance), count)
         rows = rows[(rows[:, 3] > 0) & (rows[:, 4] > 0)]
-        return [ChinchillaLaw(*np.exp(row[:3]), *row[3:], name=self.name) for row in rows]
+        return [ChinchillaLaw.of([*np.exp(row[:3]), *row[3:]], name=self.name) for row in rows]
 
     def interval(self, n: float, tokens: float, level: float = 0.8) -> tuple[float, float] | None:
         """The central interval in which one run's loss falls with probability `level`; None where not known.

@@ -93,9 +93,7 @@ def plan(request: Request, law: ChinchillaLaw) -> tuple[dict[str, Any], Config]:
         "mfu": request.mfu,
         "law": law.name,
         "flops": flops,
-        "flops_by_convention": {
-            c: counting.training_flops(shape, tokens, request.seq_len, c) for c in counting.FLOPS
-        },
+        "flops_by_convention": {c: counting.training_flops(shape, tokens, request.seq_len, c) for c in counting.FLOPS},
         "budget_flops": request.flops,
         "parameters": shape.parameters,
         "parameters_by_convention": {c: counting.parameters(shape, c) for c in counting.PARAMETERS},
@@ -217,7 +215,7 @@ def configuration(request: Request, shape: ModelShape) -> Config:
         )
     return Config(
         model=shape,
-        data=DataConfig(corpus=request.corpus, seq_len=request.seq_len, **_tokenizer(request.vocab_size)),
+        data=DataConfig(corpus=request.corpus, seq_len=request.seq_len, tokenizer=_tokenizer(request.vocab_size)),
         train=TrainConfig(steps=steps, global_batch=batch, micro_batch=_micro_batch(batch, request)),
         optim=OptimConfig(
             lr=float(f"{lr:.3g}"),
@@ -253,8 +251,8 @@ def _extrapolation(request: Request, law: ChinchillaLaw) -> list[str]:
     times = request.flops / law.largest_flops
     if times > FURTHEST and not request.far:
         raise UserError(
-            f"{request.flops:.3g} FLOPs are {times:,.0f} times the largest run the law '{law.name}' was fitted on: fit it on "
-            "larger runs, or add --far to extrapolate all the same"
+            f"{request.flops:.3g} FLOPs are {times:,.0f} times the largest run the law '{law.name}' was fitted on: fit "
+            "it on larger runs, or add --far to extrapolate all the same"
         )
     return [f"the budget is {times:,.1f} times the largest run the law was fitted on"]
 
@@ -278,10 +276,10 @@ def _caveats(request: Request, law: ChinchillaLaw, tokens: int) -> list[str]:
     return told
 
 
-def _tokenizer(vocab_size: int) -> dict[str, str]:
+def _tokenizer(vocab_size: int) -> str:
     if vocab_size == 128_256:
-        return {"tokenizer": "llama3"}
-    return {"tokenizer": f"bpe:{vocab_size}" if vocab_size > 512 else "bytes"}
+        return "llama3"
+    return f"bpe:{vocab_size}" if vocab_size > 512 else "bytes"
 
 
 def _micro_batch(batch: int, request: Request) -> int:

@@ -48,9 +48,7 @@ class Points:
     def where(self, kept: Array) -> Points:
         """Only the points that `kept` (a mask or indices) selects."""
         unique = None if self.unique is None else self.unique[kept]
-        return Points(
-            self.n[kept], self.tokens[kept], self.flops[kept], self.loss[kept], unique, self.source, self.warnings
-        )
+        return Points(self.n[kept], self.tokens[kept], self.flops[kept], self.loss[kept], unique, self.source, self.warnings)
 
 
 def read(sources: Sequence[str | Path], columns: str | None = None, where: str | None = None) -> Points:
@@ -108,7 +106,9 @@ def _matching(rows: list[dict[str, str]], header: list[str], where: str, path: P
     kept = [row for row in rows if row[column] == value]
     if not kept:
         there = sorted({row[column] or "" for row in rows})
-        raise UserError(f"no line of {path} has {column}={value}{did_you_mean(value, there)}: there are {', '.join(there[:12])}")
+        raise UserError(
+            f"no line of {path} has {column}={value}{did_you_mean(value, there)}: there are {', '.join(there[:12])}"
+        )
     return kept
 
 
@@ -174,9 +174,12 @@ def _checked(
     if n is not None and tokens is not None and flops is not None:
         warnings += _check_flops(n, tokens, flops, source, names)
     if flops is None:
-        assert n is not None and tokens is not None
+        assert n is not None
+        assert tokens is not None
         flops = 6 * n * tokens
-    n = flops / (6 * tokens) if n is None else n
+    if n is None:
+        assert tokens is not None
+        n = flops / (6 * tokens)
     tokens = flops / (6 * n) if tokens is None else tokens
     _check_size("n", n, FEW_PARAMETERS, source)
     _check_size("tokens", tokens, FEW_TOKENS, source)

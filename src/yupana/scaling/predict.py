@@ -92,7 +92,7 @@ def compare(prediction: dict[str, Any], evaluations: list[dict[str, Any]], final
     }
 
 
-def _curve(law: ChinchillaLaw, n: float, tokens: float, rates: Array, annealing: float, points: int) -> list[dict[str, float]]:
+def _curve(law: ChinchillaLaw, n: float, tokens: float, rates: Array, annealing: float, points: int) -> list[dict[str, Any]]:
     steps = len(rates)
     first = max(int(np.argmax(rates)) + 1, round(0.02 * steps), 1)
     at = np.unique(np.linspace(first, steps, min(points, steps)).round().astype(int))

@@ -89,8 +89,8 @@ def load_law(name: str) -> ChinchillaLaw:
             f"{name} holds the law '{content.get('law')}', which gives no loss by size and tokens: fit with --approach 3 "
             "and --law chinchilla"
         )
-    return ChinchillaLaw(
-        *(parameters[k] for k in ("E", "A", "B", "alpha", "beta")),
+    return ChinchillaLaw.of(
+        [parameters[k] for k in ("E", "A", "B", "alpha", "beta")],
         name=str(name),
         source=content.get("source", ""),
         residual=content.get("diagnostics", {}).get("residual_sd", 0.0),

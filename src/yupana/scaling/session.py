@@ -22,8 +22,8 @@ from yupana.scaling.predict import ANNEALING, compare, predict
 MOST_REFITS = 20_000
 
 
-def fit_points(arguments: Namespace) -> dict[str, Any]:
-    """`scaling fit` of points."""
+def fit_points(arguments: Namespace) -> tuple[dict[str, Any], reading.Points]:
+    """`scaling fit` of points; the points that were fitted are for drawing."""
     if not 0 <= arguments.refits <= MOST_REFITS:
         raise UserError(f"--refits lies between 0 and {MOST_REFITS:,}, got {arguments.refits}")
     points = reading.read(arguments.sources, arguments.columns, arguments.where)
@@ -37,9 +37,7 @@ def fit_points(arguments: Namespace) -> dict[str, Any]:
             told["held_out"] = diagnose.held_out(points, arguments.law, arguments.below)
     else:
         told = result.of_allocation(points, (fits.envelope if arguments.approach == 1 else fits.isoflop)(points))
-    if arguments.out:
-        told["files"] = _write_fit(arguments.out, told, points)
-    return told
+    return told, points
 
 
 def fit_curves(arguments: Namespace) -> dict[str, Any]:
@@ -49,10 +47,7 @@ def fit_curves(arguments: Namespace) -> dict[str, Any]:
         if not path.exists():
             raise UserError(f"{path} does not exist: give run directories, or CSV files with step, lr and loss")
     curves = [runs.curve_of(open_run(path)) if path.is_dir() else runs.curve_from_csv(path) for path in paths]
-    told = result.of_curves(annealing.fit(arguments.law, curves), curves)
-    if arguments.out:
-        told["files"] = _write_fit(arguments.out, told, None)
-    return told
+    return result.of_curves(annealing.fit(arguments.law, curves), curves)
 
 
 def predict_run(arguments: Namespace) -> dict[str, Any]:
@@ -91,11 +86,7 @@ def compare_run(arguments: Namespace) -> dict[str, Any]:
     run = open_run(arguments.run)
     evaluations = [record for record in run.metrics() if "val_loss" in record]
     told = compare(prediction, evaluations, config.load(file=run.config_file).total_steps)
-    if arguments.out:
-        from yupana.report.scaling_plots import draw_prediction, save
-
-        save(draw_prediction(prediction, told), arguments.out)
-    return told
+    return told | {"prediction": prediction}
 
 
 def make_plan(arguments: Namespace) -> dict[str, Any]:
@@ -151,20 +142,7 @@ def _annealing(fit: str | None, peak: float) -> float:
         return ANNEALING
     content = result.read_fit(fit)
     if content is None or content.get("law") != "annealing":
-        raise UserError(f"{fit} is no fit of the annealing law: make one with yupana scaling fit RUN… --law annealing --out DIR")
+        raise UserError(
+            f"{fit} is no fit of the annealing law: make one with yupana scaling fit RUN… --law annealing --out DIR"
+        )
     return content["parameters"]["C"] * peak
-
-
-def _write_fit(folder: Path, told: dict[str, Any], points: reading.Points | None) -> list[str]:
-    """fit.json and, where matplotlib is installed, the pictures; the paths written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "fit.json", told)
-    files = [str(folder / "fit.json")]
-    if points is None:
-        return files
-    try:
-        from yupana.report.scaling_plots import write_pictures
-
-        return files + write_pictures(folder, told, points)
-    except ImportError:
-        return files

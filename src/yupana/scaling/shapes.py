@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -26,17 +27,17 @@ def make_shape(d_model: int, n_layers: int, vocab_size: int) -> ModelShape:
     head_dim = 64 if d_model < 2048 else 128
     n_heads = d_model // head_dim
     groups = 4 if n_heads % 4 == 0 and n_heads >= 8 else (2 if n_heads % 2 == 0 and n_heads >= 4 else 1)
-    sizes = {
-        "n_layers": n_layers,
-        "d_model": d_model,
-        "n_heads": n_heads,
-        "n_kv_heads": n_heads // groups,
-        "head_dim": head_dim,
-        "d_ff": 128 * round(d_model * 8 / 3 / 128),
-        "vocab_size": vocab_size,
-    }
-    tied = ModelShape(**sizes, tie_embeddings=True)
-    return tied if tied.parameters < TIED_BELOW else ModelShape(**sizes, tie_embeddings=False)
+    shape = ModelShape(
+        n_layers=n_layers,
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=n_heads // groups,
+        head_dim=head_dim,
+        d_ff=128 * round(d_model * 8 / 3 / 128),
+        vocab_size=vocab_size,
+        tie_embeddings=True,
+    )
+    return shape if shape.parameters < TIED_BELOW else dataclasses.replace(shape, tie_embeddings=False)
 
 
 def _shapes(vocab_size: int) -> Iterator[ModelShape]:
