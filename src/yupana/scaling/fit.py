@@ -90,8 +90,8 @@ def parametric(points: Points, form: str = "chinchilla", refits: int = 1000, see
 
     Raises UserError when the points cannot fix the law: fewer than its parameters, all of one size or length.
     """
+    _enough(points, form)
     problem = forms.problem(form, points)
-    _enough(points, len(problem.names), form)
     measured = np.log(points.loss)
     theta, value = minimise(problem.model, problem.starts, measured, jacobian=problem.jacobian)
     best = int(np.argmin(value))
@@ -146,7 +146,8 @@ def envelope(points: Points) -> AllocationFit:
     if len(np.unique(labels)) > len(points) / 3:
         labels = np.floor(np.log10(points.flops) * 3).astype(int)
     log_c = np.log(points.flops)
-    trend = np.polyval(np.polyfit(log_c, np.log(points.loss), 2 if len(points) > 4 else 1), log_c)
+    degree = min(2, len(np.unique(labels)) - 1)
+    trend = np.polyval(np.polyfit(log_c, np.log(points.loss), degree), log_c)
     found = []
     for label in np.unique(labels):
         inside = np.flatnonzero(labels == label)
@@ -204,7 +205,8 @@ def _distinct_basins(theta: Array, value: Array, most: int = 2) -> Array:
     return np.array(chosen)
 
 
-def _enough(points: Points, parameters: int, form: str) -> None:
+def _enough(points: Points, form: str) -> None:
+    parameters = forms.SIZES.get(form, 0)
     if len(points) <= parameters:
         raise UserError(
             f"the {form} law has {parameters} parameters and {points.source} only {len(points)} points: give more runs"
@@ -215,6 +217,11 @@ def _enough(points: Points, parameters: int, form: str) -> None:
                 f"{points.source} has fewer than three different numbers of {what}: the {form} law cannot tell its terms "
                 "apart; add runs of other sizes and lengths"
             )
+    if points.flops.max() < 1.5 * points.flops.min():
+        raise UserError(
+            f"all points of {points.source} have one budget ({points.flops.max():.3g} FLOPs): how loss falls with compute "
+            "cannot be told from it; add runs with other budgets"
+        )
 
 
 @dataclass(frozen=True)

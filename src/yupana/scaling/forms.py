@@ -20,6 +20,7 @@ from yupana.scaling.solve import Jacobian, Model
 
 Array = Any  # a numpy array
 
+SIZES = {"chinchilla": 5, "gadre": 4, "kaplan": 4, "muennighoff": 7}  # parameters
 EXPONENTS = (0.1, 0.2, 0.3, 0.4, 0.55, 0.75, 1.0, 1.4)  # grid of starts for alpha and beta
 
 
@@ -138,7 +139,13 @@ def _muennighoff(points: Points) -> Problem:
 
     def model(theta: Array) -> Array:
         rows = natural(theta)
-        told = [repeated_loss(ChinchillaLaw.of(r[:5]), points.n, points.tokens, points.unique, r[5], r[6]) for r in rows]
+        with np.errstate(all="ignore"):  # wild steps of the search; what they give is not taken
+            told = [
+                repeated_loss(
+                    ChinchillaLaw.of([*r[:3], *np.maximum(r[3:5], 1e-3)]), points.n, points.tokens, points.unique, r[5], r[6]
+                )
+                for r in rows
+            ]
         return np.log(np.maximum(np.array(told), 1e-9))
 
     def natural(theta: Array) -> Array:

@@ -5,7 +5,9 @@ the form of the annealing law (2408.11029, equation 1) with the law's own power 
 
     L(t) = E + A/N^alpha + b / D_1(t)^beta - c · S_2(t),
 
-D_1 = tokens weighted by lr / peak, S_2 = the annealing area over the peak (in steps), and b such that L(end) is the law's.
+D_1 = tokens weighted by lr / peak, S_2 = the annealing area in units of the peak and of its memory (1: fully annealed),
+and b such that L(end) is the law's. The memory is a 24th of the run: the law's 1 000 steps in the 24 000 it was fitted
+on. A fixed number of steps tells longer and shorter runs worse (docs/scaling.md).
 """
 
 from __future__ import annotations
@@ -22,8 +24,11 @@ from yupana.scaling.plan import FURTHEST
 Array = Any  # a numpy array
 
 LEVEL = 0.8
-ANNEALING = 0.4818 * 3e-4
-"""c in nats: the annealing law fitted to three 100M curves of 2503.12811 (docs/scaling.md), times their peak rate."""
+MEMORY = 1000.0
+"""Steps of the annealing law's memory, 1 / (1 - lambda)."""
+MEMORY_SHARE = 1 / 24
+ANNEALING = 0.4818 * 3e-4 * MEMORY
+"""c in nats: the annealing law fitted to three 100M curves of 2503.12811 (docs/scaling.md), times peak rate and memory."""
 
 
 def predict(
@@ -98,7 +103,8 @@ def _curve(law: ChinchillaLaw, n: float, tokens: float, rates: Array, annealing:
     at = np.unique(np.linspace(first, steps, min(points, steps)).round().astype(int))
     peak = float(rates.max())
     weighted = forward_area(rates) / peak * (tokens / steps)
-    annealed = annealing_area(rates) / peak
+    decay = max(0.0, 1 - 1 / (MEMORY_SHARE * steps))
+    annealed = annealing_area(rates, decay) / peak * (1 - decay)
 
     def losses(one: ChinchillaLaw) -> Array:
         floor = one.E + one.A * n**-one.alpha

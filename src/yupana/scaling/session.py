@@ -17,7 +17,7 @@ from yupana.scaling import annealing, diagnose, result, runs
 from yupana.scaling import fit as fits
 from yupana.scaling import plan as plans
 from yupana.scaling import points as reading
-from yupana.scaling.predict import ANNEALING, compare, predict
+from yupana.scaling.predict import ANNEALING, MEMORY, compare, predict
 
 MOST_REFITS = 20_000
 
@@ -53,21 +53,21 @@ def fit_curves(arguments: Namespace) -> dict[str, Any]:
 def predict_run(arguments: Namespace) -> dict[str, Any]:
     """`scaling predict` before a run."""
     law = result.load_law(arguments.law)
-    annealing_per_step, rates = ANNEALING, None
+    annealing_gain, rates = ANNEALING, None
     if arguments.config is not None:
         settings = config.load(file=arguments.config)
         steps = settings.total_steps
         n = float(settings.model.parameters)
         tokens = float(steps * settings.train.global_batch * settings.data.seq_len)
         rates = runs.schedule_rates(settings.optim, steps)
-        annealing_per_step = _annealing(arguments.curve, settings.optim.lr)
+        annealing_gain = _annealing(arguments.curve, settings.optim.lr)
     elif arguments.parameters and arguments.tokens:
         n, tokens = arguments.parameters, arguments.tokens
         if n <= 0 or tokens <= 0:
             raise UserError("--parameters and --tokens must be positive")
     else:
         raise UserError("say which run to predict: --config run.yaml, or --parameters N and --tokens D")
-    told = predict(law, n, tokens, rates, annealing=annealing_per_step, far=arguments.far)
+    told = predict(law, n, tokens, rates, annealing=annealing_gain, far=arguments.far)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(arguments.out, told)
@@ -145,4 +145,4 @@ def _annealing(fit: str | None, peak: float) -> float:
         raise UserError(
             f"{fit} is no fit of the annealing law: make one with yupana scaling fit RUN… --law annealing --out DIR"
         )
-    return content["parameters"]["C"] * peak
+    return content["parameters"]["C"] * peak * MEMORY
