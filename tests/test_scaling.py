@@ -169,7 +169,7 @@ def test_step_law_names_nearly_the_best_learning_rate_and_batch():
 
 @needs_data
 def test_repetition_law_tells_repeated_runs():
-    """Better than a law that is blind to repetition, on up to thousands of epochs (some of them overfit: no law here is good)."""
+    """Better than a law that is blind to repetition, on up to thousands of epochs."""
     read = points.read([DATA / "datablations_runs.csv"], "n=N,tokens=D,loss=loss,unique=U")
     aware, blind = (fit.parametric(read, form, refits=0) for form in ("muennighoff", "chinchilla"))
     assert aware.objective < 0.8 * blind.objective
@@ -354,6 +354,7 @@ def test_intervals_cover_the_truth_as_often_as_they_claim():
         for name, (low, high) in intervals.items():
             hits[f"exponent {name}"].append(low <= TRUTH.exponent_n <= high)
     covered = {name: np.mean(values) for name, values in hits.items()}
+    print(covered)
     assert all(0.7 <= share <= 0.9 for share in covered.values()), covered
 
 
@@ -744,3 +745,21 @@ def test_tables_for_people(capsys, table, tmp_path):
     run = make_run(tmp_path / "run", 1, int(1e8), 3.0)
     assert main(["scaling", "predict", "besiroglu", "--config", str(run / "run.yaml")]) == 0
     assert "learning rate" in capsys.readouterr().out
+
+
+@needs_data
+def test_wrong_ways_give_the_published_wrong_answers(tmp_path):
+    """benchmarks/scaling_wrong_ways.py: a mean with default tolerances stops at 2203.15556's exponents."""
+    pytest.importorskip("scipy", reason="the wrong way is scipy's L-BFGS-B with its defaults")
+    import subprocess
+    import sys
+
+    script = Path(__file__).parents[1] / "benchmarks" / "scaling_wrong_ways.py"
+    done = subprocess.run([sys.executable, script, DATA], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {line[:24].strip(): [float(word) for word in line[24:].split()] for line in done.stdout.splitlines()[1:4]}
+    alpha, beta, a, wrong = rows["mean, default tolerances"]
+    assert (alpha, beta, a) == pytest.approx((0.38, 0.31, 0.45), abs=0.01)
+    assert wrong > 1.05 * rows["yupana"][3]
+    assert rows["sum, default tolerances"] == pytest.approx(rows["yupana"], rel=1e-3)
+    assert "head not counted" in done.stdout

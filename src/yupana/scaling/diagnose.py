@@ -185,13 +185,16 @@ def _undetermined(points: Points, fit: ParametricFit) -> list[str]:
 def _about_outliers(points: Points, found: list[dict[str, Any]]) -> list[str]:
     told = []
     if bits := sum(entry["looks_like_bits"] for entry in found):
-        told.append(f"{bits} points lie 1.44 times above the law: their losses look like bits among nats")
+        told.append(
+            f"{bits} point{'s lie' if bits > 1 else ' lies'} 1.44 times above the law: "
+            f"{'their losses look' if bits > 1 else 'its loss looks'} like bits among nats"
+        )
     if len(found) > bits:
         worst = max(found, key=lambda entry: abs(entry["log_error"]))
         highest = np.sort(points.loss)[-len(found) :]
         advice = f"; they are the highest losses: --drop {len(found)} leaves them out"
         told.append(
-            f"{len(found)} points stand out by more than {OUTLIER:.0f} robust standard deviations, most of all n = "
+            f"{len(found)} point{'s stand' if len(found) > 1 else ' stands'} out by more than {OUTLIER:.0f} robust standard deviations, most of all n = "
             f"{worst['n']:.3g}, tokens = {worst['tokens']:.3g}, loss = {worst['loss']:.3f}"
             + (advice if {entry["loss"] for entry in found} == set(highest.tolist()) else "")
         )
