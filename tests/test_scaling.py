@@ -763,3 +763,53 @@ def test_wrong_ways_give_the_published_wrong_answers(tmp_path):
     assert wrong > 1.05 * rows["yupana"][3]
     assert rows["sum, default tolerances"] == pytest.approx(rows["yupana"], rel=1e-3)
     assert "head not counted" in done.stdout
+
+
+def sweep_file(path, corpus, **changes):
+    """A sweep of two budgets and two sizes that trains in seconds."""
+    import yaml
+
+    settings_ = {
+        "out": str(path / "sweep"), "corpus": str(corpus), "budgets": [2e9, 4e9], "sizes": 2, "span": 1.5, "seq_len": 32,
+        "head_dim": 8, "aspect": 16, "device": "cpu", "eval_tokens": 2048, "lr_most": 0.01,
+    } | changes  # fmt: skip
+    (file := path / "sweep.yaml").write_text(yaml.safe_dump({k: v for k, v in settings_.items() if v is not None}))
+    return file
+
+
+def test_sweeps_are_isoflop_and_refuse_what_does_not_fit(capsys, tmp_path):
+    told = printed(capsys, ["scaling", "sweep", sweep_file(tmp_path, "python", sizes=3, seeds=[0, 1]), "--dry", "--json"])
+    assert len(told["runs"]) == 12
+    for row in told["runs"]:
+        assert 6 * row["parameters"] * row["tokens"] == pytest.approx(row["budget"], rel=0.05)
+        assert row["state"] == "waiting"
+    assert not (tmp_path / "sweep").exists()
+    sweep = ["scaling", "sweep"]
+    refused(capsys, [*sweep, tmp_path / "no.yaml"], "does not exist")
+    refused(capsys, [*sweep, sweep_file(tmp_path, "python", budgets=None)], "lacks budgets")
+    refused(capsys, [*sweep, sweep_file(tmp_path, "python", budgets=[])], "list of positive FLOPs")
+    refused(capsys, [*sweep, sweep_file(tmp_path, "python", budgets="many")], "budgets", "a list of numbers")
+    refused(capsys, [*sweep, sweep_file(tmp_path, "python", sizees=3)], "'sizees'", "did you mean 'sizes'")
+    refused(capsys, [*sweep, sweep_file(tmp_path, "python", convention="9ND")], "6ND, palm, exact")
+    refused(capsys, [*sweep, sweep_file(tmp_path, "python", budgets=[1e7])], "larger budgets")
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_where_it_stopped(yupana, tmp_path, corpus):
+    file = sweep_file(tmp_path, corpus)
+    first = yupana("scaling", "sweep", file, "--json")
+    assert first.returncode == 0, first.stderr
+    told = json.loads(first.stdout)
+    assert told["done"] == 4
+    assert told["seconds_left"] == 0
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep" / "runs").rglob("metrics.jsonl")}
+    assert len(stamps) == 4
+    import shutil
+
+    redone = sorted(stamps)[1]
+    shutil.rmtree(redone.parent)
+    again = yupana("scaling", "sweep", file, "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["done"] == 4
+    assert redone.is_file()
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items() if path != redone)

@@ -15,6 +15,9 @@ def register(commands: Any) -> None:
     _register_fit(group)
     _register_predict(group)
     _register_plan(group)
+    c = add_command(group, "sweep", sweep, "a grid of IsoFLOP runs from one small YAML, to fit a law to")
+    c.add_argument("file", type=Path, metavar="FILE", help="out, budgets, corpus, sizes, seeds … (docs/scaling.md)")
+    c.add_argument("--dry", action="store_true", help="only show what is done, what it costs and when it ends")
 
 
 def fit(arguments: argparse.Namespace) -> int:
@@ -56,6 +59,29 @@ def plan(arguments: argparse.Namespace) -> int:
     result = make_plan(arguments)
     print_result(arguments, result, plan_table(result))
     return 0
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    """`yupana scaling sweep`: what is done, what the rest costs and when it ends; then the rest."""
+    import sys
+
+    from yupana.commands.shared import show
+    from yupana.report.scaling_text import sweep_table
+    from yupana.scaling.session import sweep_overview
+    from yupana.scaling.sweep import make, read_sweep, runs_of
+
+    wanted = read_sweep(arguments.file)
+    overview = sweep_overview(runs_of(wanted))
+    if not arguments.json:
+        show(sweep_table(overview))
+    if not arguments.dry:
+        failed = make(wanted, runs_of(wanted), lambda line: print(line, file=sys.stderr, flush=True))
+        overview = sweep_overview(runs_of(wanted)) | {"failed": failed}
+    if arguments.json:
+        print_result(arguments, overview, "")
+    elif not arguments.dry and not overview["failed"]:
+        print(f"Now: yupana scaling fit {wanted.out}/runs/*")
+    return 1 if overview["failed"] else 0
 
 
 def _write(folder: Path, result: dict[str, Any], points: Any) -> list[str]:

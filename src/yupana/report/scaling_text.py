@@ -102,6 +102,29 @@ def comparison_table(result: dict[str, Any]) -> Group:
     return Group(table, f"\nThe prediction is off by {result['relative_error']:+.2%} {when}; {told}.")
 
 
+def sweep_table(result: dict[str, Any]) -> Group:
+    """Every run with its state; what is left, and when that ends."""
+    import datetime
+
+    table = _table(f"{len(result['runs'])} runs, {result['done']} done")
+    for column in ("run", "parameters", "tokens", "steps", "batch", "learning rate", "FLOPs (palm)", ""):
+        table.add_column(column, justify="left" if column in ("run", "") else "right")
+    for row in result["runs"]:
+        table.add_row(
+            row["name"], f"{row['parameters']:,}", f"{row['tokens']:,}", f"{row['steps']:,}", f"{row['batch_tokens']:,}",
+            f"{row['lr']:g}", f"{row['palm_flops']:.3g}", row["state"],
+        )  # fmt: skip
+    left = f"\n{result['flops_left']:.3g} FLOPs are left"
+    if result["seconds_left"] is None:
+        return Group(table, left + "; how long they take is known after the first run")
+    end = datetime.datetime.now() + datetime.timedelta(seconds=result["seconds_left"])
+    return Group(
+        table,
+        f"{left}: {_time(result['seconds_left'])} at the {result['flops_per_second']:.3g} FLOP/s of the finished runs, "
+        f"until {end:%A %H:%M}",
+    )
+
+
 def _facts(result: dict[str, Any]) -> list[str]:
     facts = [""]
     if result.get("points"):

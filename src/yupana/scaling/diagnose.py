@@ -191,12 +191,12 @@ def _about_outliers(points: Points, found: list[dict[str, Any]]) -> list[str]:
         )
     if len(found) > bits:
         worst = max(found, key=lambda entry: abs(entry["log_error"]))
-        highest = np.sort(points.loss)[-len(found) :]
+        highest = np.sort(points.loss)[-len(found) :].tolist()
         advice = f"; they are the highest losses: --drop {len(found)} leaves them out"
         told.append(
-            f"{len(found)} point{'s stand' if len(found) > 1 else ' stands'} out by more than {OUTLIER:.0f} robust standard deviations, most of all n = "
-            f"{worst['n']:.3g}, tokens = {worst['tokens']:.3g}, loss = {worst['loss']:.3f}"
-            + (advice if {entry["loss"] for entry in found} == set(highest.tolist()) else "")
+            f"{len(found)} {'points stand' if len(found) > 1 else 'point stands'} out by more than {OUTLIER:.0f} robust "
+            f"standard deviations, most of all n = {worst['n']:.3g}, tokens = {worst['tokens']:.3g}, loss = "
+            f"{worst['loss']:.3f}{advice if {entry['loss'] for entry in found} == set(highest) else ''}"
         )
     return told
 

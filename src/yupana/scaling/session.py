@@ -18,6 +18,7 @@ from yupana.scaling import fit as fits
 from yupana.scaling import plan as plans
 from yupana.scaling import points as reading
 from yupana.scaling.predict import ANNEALING, MEMORY, compare, predict
+from yupana.scaling.sweep import Planned, speed
 
 MOST_REFITS = 20_000
 
@@ -103,6 +104,33 @@ def make_plan(arguments: Namespace) -> dict[str, Any]:
         config.save(settings, arguments.write)
         told["written"] = str(arguments.write)
     return told
+
+
+def sweep_overview(runs: list[Planned]) -> dict[str, Any]:
+    """What is done, what the rest costs, and the seconds it takes at the finished runs' speed (None before any)."""
+    left = sum(one.palm_flops for one in runs if one.state != "done")
+    rate = speed(runs)
+    return {
+        "runs": [
+            {
+                "name": one.name,
+                "budget": one.budget,
+                "parameters": one.config.model.parameters,
+                "tokens": one.tokens,
+                "steps": one.config.total_steps,
+                "batch_tokens": one.config.train.global_batch * one.config.data.seq_len,
+                "lr": one.config.optim.lr,
+                "palm_flops": one.palm_flops,
+                "state": one.state,
+            }
+            for one in runs
+        ],
+        "done": sum(one.state == "done" for one in runs),
+        "flops_left": left,
+        "flops_per_second": rate,
+        "seconds_left": None if rate is None else left / rate,
+        "failed": [],
+    }
 
 
 def _hours(arguments: Namespace) -> float:
