@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from yupana.scaling import fit, points
+from yupana.scaling import allocation, fit, points
 from yupana.scaling.solve import huber
 
 # What 2406.19146 changes, one step after the other, in the words of its files.
@@ -44,7 +44,7 @@ def main(folder: Path) -> None:
 
     print("RefinedWeb, approach 2                                   a   80 % interval")
     for told, setting in STEPS:
-        found = fit.isoflop(points.read([folder / "porian_refinedweb.csv"], where=f"config={setting}"))
+        found = allocation.isoflop(points.read([folder / "porian_refinedweb.csv"], where=f"config={setting}"))
         low, high = found.interval["exponent_n"]
         print(f"{told:52} {found.exponent_n:.3f}   {low:.3f} to {high:.3f}")
 

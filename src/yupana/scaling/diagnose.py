@@ -11,7 +11,8 @@ import numpy as np
 
 from yupana.errors import UserError
 from yupana.scaling import forms
-from yupana.scaling.fit import AllocationFit, ParametricFit, envelope, isoflop, parametric
+from yupana.scaling.allocation import AllocationFit, envelope, isoflop
+from yupana.scaling.fit import ParametricFit, parametric
 from yupana.scaling.points import Points, budgets
 
 OUTLIER = 6.0  # robust standard deviations of log-loss

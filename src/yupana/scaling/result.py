@@ -10,7 +10,8 @@ import numpy as np
 
 from yupana.errors import UserError
 from yupana.scaling import annealing, diagnose, laws
-from yupana.scaling.fit import LEVEL, AllocationFit, ParametricFit
+from yupana.scaling.allocation import LEVEL, AllocationFit
+from yupana.scaling.fit import ParametricFit
 from yupana.scaling.laws import ChinchillaLaw
 from yupana.scaling.points import Points
 

@@ -13,7 +13,7 @@ from yupana import config
 from yupana.errors import UserError
 from yupana.files import write_json
 from yupana.run import open_run
-from yupana.scaling import annealing, diagnose, result, runs
+from yupana.scaling import allocation, annealing, diagnose, result, runs
 from yupana.scaling import fit as fits
 from yupana.scaling import plan as plans
 from yupana.scaling import points as reading
@@ -37,7 +37,7 @@ def fit_points(arguments: Namespace) -> tuple[dict[str, Any], reading.Points]:
         if arguments.below:
             told["held_out"] = diagnose.held_out(points, arguments.law, arguments.below)
     else:
-        told = result.of_allocation(points, (fits.envelope if arguments.approach == 1 else fits.isoflop)(points))
+        told = result.of_allocation(points, (allocation.envelope if arguments.approach == 1 else allocation.isoflop)(points))
     return told, points
 
 

@@ -199,7 +199,8 @@ def _shapes(sweep: Sweep, middle: float) -> list[ModelShape]:
     family = [_shape(sweep, width) for width in widths]
     n = np.log([shape.parameters for shape in family])
     chosen: list[int] = []
-    for target in np.log(middle) + np.log(sweep.span) * np.linspace(-1, 1, max(sweep.sizes, 1)):
+    places = np.linspace(-1, 1, sweep.sizes) if sweep.sizes > 1 else np.zeros(1)
+    for target in np.log(middle) + np.log(sweep.span) * places:
         free = [i for i in range(len(family)) if i not in chosen]
         chosen.append(min(free, key=lambda i: abs(n[i] - target)))
     return [family[i] for i in sorted(chosen)]
