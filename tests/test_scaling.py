@@ -362,7 +362,8 @@ def test_intervals_cover_the_truth_as_often_as_they_claim():
         interval = found.interval()
         for name in ("alpha", "beta"):
             hits[name].append(interval[name][0] <= getattr(TRUTH, name) <= interval[name][1])
-        allocations = {"2": allocation.isoflop(data), "1": allocation.envelope(synthetic(TRUTH, seed, noise=0.002, sizes=41))}
+        dense = synthetic(TRUTH, seed, noise=0.002, sizes=41)
+        allocations = {"2": allocation.isoflop(data), "1": allocation.envelope(dense)}
         intervals = {"3": interval["exponent_n"], **{k: v.interval["exponent_n"] for k, v in allocations.items()}}
         for name, (low, high) in intervals.items():
             hits[f"exponent {name}"].append(low <= TRUTH.exponent_n <= high)

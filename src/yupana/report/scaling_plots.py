@@ -68,7 +68,7 @@ def draw_fit(result: dict[str, Any], points: Any) -> Any:
 def draw_residuals(result: dict[str, Any], points: Any) -> Any:
     """Errors of loss in per cent against N, D and C."""
     figure, axes = _figure(3, (11.5, 3.8))
-    errors = 100 * (np.exp(_log_errors(result, points)) - 1)
+    errors = 100 * (np.exp(np.array(result["residuals"])) - 1)
     outside = np.abs(errors) > 600 * result["diagnostics"]["residual_sd"]
     names = (("parameters N", points.n), ("tokens D", points.tokens), ("FLOPs C", points.flops))
     for axis, (name, values) in zip(axes, names, strict=True):
@@ -121,12 +121,20 @@ def draw_prediction(prediction: dict[str, Any], compared: dict[str, Any] | None 
     losses = np.array([row["loss"] for row in curve])
     if curve and curve[0]["low"] is not None:
         axis.fill_between(
-            steps, [row["low"] for row in curve], [row["high"] for row in curve], color=FITTED, alpha=0.2, linewidth=0
+            steps, [row["low"] for row in curve], [row["high"] for row in curve], color=FITTED, alpha=0.25, linewidth=0
+        )
+        axis.fill_between(
+            steps,
+            [2 * row["low"] - row["loss"] for row in curve],
+            [2 * row["high"] - row["loss"] for row in curve],
+            color=FITTED,
+            alpha=0.12,
+            linewidth=0,
         )
     axis.plot(steps, losses, color=FITTED, linewidth=1.6)
     middle = len(steps) // 3
     axis.annotate(
-        "predicted (80 %)", (steps[middle], losses[middle]), xytext=(10, 16), textcoords="offset points", color=FITTED,
+        "predicted (80 %; lighter: alarm)", (steps[middle], losses[middle]), xytext=(10, 16), textcoords="offset points", color=FITTED,
         fontweight="bold",
     )  # fmt: skip
     if compared:
@@ -134,7 +142,7 @@ def draw_prediction(prediction: dict[str, Any], compared: dict[str, Any] | None 
         axis.plot([r["step"] for r in rows], [r["measured"] for r in rows], "o-", color=MEASURED, markersize=4, linewidth=1)
         last = rows[-1]
         axis.annotate(
-            f"measured {last['measured']:.3f} ({compared['relative_error']:+.2%})", (last["step"], last["measured"]),
+            f"measured {last['measured']:.3f}, prediction {compared['relative_error']:+.2%}", (last["step"], last["measured"]),
             xytext=(-8, 22), textcoords="offset points", ha="right", color=MEASURED, fontweight="bold",
         )  # fmt: skip
     axis.set(xlabel="step", ylabel="validation loss (nats a token)")
@@ -174,14 +182,6 @@ def _optimum(values: dict[str, float], flops: float) -> tuple[float, float]:
     a, b = values["alpha"], values["beta"]
     n = (a * values["A"] / (b * values["B"])) ** (1 / (a + b)) * (flops / 6) ** (b / (a + b))
     return float(n), float(_loss(values, n, flops / (6 * n)))
-
-
-def _log_errors(result: dict[str, Any], points: Any) -> Any:
-    values = result["parameters"]
-    if result["law"] == "kaplan":
-        inner = (values["N_c"] / points.n) ** (values["alpha_N"] / values["alpha_D"]) + values["D_c"] / points.tokens
-        return values["alpha_D"] * np.log(inner) - np.log(points.loss)
-    return np.log(_loss(values, points.n, points.tokens) / points.loss)
 
 
 def _power(flops: float) -> str:

@@ -98,7 +98,7 @@ def comparison_table(result: dict[str, Any]) -> Group:
         )
     when = "at the end" if result["finished"] else "so far"
     left = result["left_band_at"]
-    told = "the run never left its band" if left is None else f"the run left its band at step {left}: look at it"
+    told = "the run never left its alarm band" if left is None else f"the run left its alarm band at step {left}: look at it"
     return Group(table, f"\nThe prediction is off by {result['relative_error']:+.2%} {when}; {told}.")
 
 

@@ -55,11 +55,14 @@ def trends(points: Points, residuals: Any) -> dict[str, dict[str, float]]:
 
 def outliers(points: Points, residuals: Any) -> list[dict[str, Any]]:
     """Points further than six robust standard deviations from the law; those that look like bits say so."""
-    limit = OUTLIER * max(robust_sd(residuals), 1e-4)
+    spread = max(robust_sd(residuals), 1e-4)
+    limit, sharp = OUTLIER * spread, spread < 0.03  # a loose law cannot tell bits from other outliers
     found = []
     for i in np.flatnonzero(np.abs(residuals) > limit):
         entry = {"n": points.n[i], "tokens": points.tokens[i], "loss": points.loss[i], "log_error": -residuals[i]}
-        found.append({k: float(v) for k, v in entry.items()} | {"looks_like_bits": bool(abs(-residuals[i] - BITS) < 0.06)})
+        found.append(
+            {k: float(v) for k, v in entry.items()} | {"looks_like_bits": bool(sharp and abs(-residuals[i] - BITS) < 0.06)}
+        )
     return found
 
 
@@ -122,9 +125,8 @@ def held_out(points: Points, form: str, below: float) -> dict[str, Any]:
             f"and {points.flops.max():.3g}"
         )
     fit = parametric(points.where(small), form, refits=0)
-    law = forms.law_of(form, {k: v for k, v in fit.parameters.items() if k not in ("repeated", "excess")})
     large = points.where(~small)
-    error = law.loss(large.n, large.tokens) / large.loss - 1
+    error = forms.losses(form, fit.parameters, large) / large.loss - 1
     return {
         "below": below,
         "fitted_on": int(small.sum()),

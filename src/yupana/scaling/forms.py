@@ -52,6 +52,16 @@ def law_of(name: str, parameters: dict[str, float]) -> ChinchillaLaw | KaplanLaw
     return ChinchillaLaw.of(parameters[key] for key in ("E", "A", "B", "alpha", "beta"))
 
 
+def losses(name: str, parameters: dict[str, float], points: Points) -> Array:
+    """What a fitted law says of each point, nats a token, [points]."""
+    law = law_of(name, parameters)
+    if name != "muennighoff":
+        return law.loss(points.n, points.tokens)
+    assert isinstance(law, ChinchillaLaw)
+    decays = parameters["repeated"], parameters["excess"]
+    return repeated_loss(law, points.n, points.tokens, points.unique, *decays)
+
+
 def linear_starts(u: Array, v: Array, losses: Array, pairs: list[tuple[float, float]]) -> Array:
     """Starts for every (alpha, beta): log E, log A, log B of the least squared relative error, solved exactly.
 

@@ -131,8 +131,9 @@ def repeated_loss(
     U_N, the parameters that `unique` tokens can use, is the law's optimum for them; parameters beyond it decay too.
     """
     unique = np.minimum(unique, tokens)
-    g = (law.alpha * law.A / (law.beta * law.B)) ** (1 / (law.alpha + law.beta))
-    useful = np.minimum((unique * g) ** (law.beta / law.alpha) * g, n)
+    log_g = np.log(law.alpha * law.A / (law.beta * law.B)) / (law.alpha + law.beta)
+    most = np.exp(np.minimum((np.log(unique) + log_g) * law.beta / law.alpha + log_g, 700.0))
+    useful = np.clip(most, 1.0, n)
     return law.loss(effective(useful, n, excess), effective(unique, tokens, repeated))
 
 

@@ -39,6 +39,7 @@ def of_parametric(points: Points, fit: ParametricFit) -> dict[str, Any]:
         **_about(points),
         "diagnostics": found,
         "warnings": diagnose.warnings(points, fit, found),
+        "residuals": np.round(fit.residuals, 6).tolist(),
         "samples": np.round(fit.samples[:KEPT_SAMPLES], 8).tolist(),
     }
 
