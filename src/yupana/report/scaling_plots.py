@@ -134,7 +134,8 @@ def draw_prediction(prediction: dict[str, Any], compared: dict[str, Any] | None 
     axis.plot(steps, losses, color=FITTED, linewidth=1.6)
     middle = len(steps) // 3
     axis.annotate(
-        "predicted (80 %; lighter: alarm)", (steps[middle], losses[middle]), xytext=(10, 16), textcoords="offset points", color=FITTED,
+        "predicted (80 %; lighter: alarm)", (steps[middle], losses[middle]), xytext=(10, 16), textcoords="offset points",
+        color=FITTED,
         fontweight="bold",
     )  # fmt: skip
     if compared:
@@ -142,7 +143,8 @@ def draw_prediction(prediction: dict[str, Any], compared: dict[str, Any] | None 
         axis.plot([r["step"] for r in rows], [r["measured"] for r in rows], "o-", color=MEASURED, markersize=4, linewidth=1)
         last = rows[-1]
         axis.annotate(
-            f"measured {last['measured']:.3f}, prediction {compared['relative_error']:+.2%}", (last["step"], last["measured"]),
+            f"measured {last['measured']:.3f}, prediction {compared['relative_error']:+.2%}",
+            (last["step"], last["measured"]),
             xytext=(-8, 22), textcoords="offset points", ha="right", color=MEASURED, fontweight="bold",
         )  # fmt: skip
     axis.set(xlabel="step", ylabel="validation loss (nats a token)")
