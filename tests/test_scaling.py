@@ -642,6 +642,12 @@ def test_bad_plans_are_refused(capsys, tmp_path):
     refused(capsys, with_(count="0"), "count must be more than zero")
     refused(capsys, with_(mfu="1.2"), "between 0 and 1", "1.2")
     refused(capsys, with_(mfu="26"), "between 0 and 1", "40 % is 0.4")
+    refused(capsys, with_(mfu="fast"), "a number between 0 and 1, or a run directory", "fast")
+    measured = make_run(tmp_path / "measured", 1, int(1e8), 3.0)
+    refused(capsys, with_(mfu=str(measured)), "has no MFU")
+    for value in (0.1, 0.3, 0.31, 0.32):
+        RunDirectory(measured).log({"step": 1, "mfu": value})
+    assert printed(capsys, [*with_(mfu=str(measured)), "--json"])["mfu"] == pytest.approx(0.305)
     refused(capsys, with_(hardware="h1000"), "h1000", "did you mean")
     refused(capsys, with_(hours=None), "exactly one of --hours and --money")
     refused(capsys, with_(hours=None, money="100"), "--money needs --price")

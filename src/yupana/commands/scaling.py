@@ -138,7 +138,7 @@ def _register_plan(group: Any) -> None:
     c.add_argument("--hours", type=float, help="of wall-clock")
     c.add_argument("--money", type=float, help="instead of --hours: what to spend at --price")
     c.add_argument("--price", type=float, help="of one accelerator for an hour")
-    c.add_argument("--mfu", type=float, default=0.4, help="palm MFU, 0 to 1 (0.4)")
+    c.add_argument("--mfu", default="0.4", metavar="M|RUN", help="palm MFU, 0 to 1, or a run that measured it (0.4)")
     c.add_argument("--law", default="besiroglu", metavar="FIT|LAW", help="a fit.json or a published law (besiroglu)")
     c.add_argument("--vocab_size", type=int, default=128_256, help="tokens in the vocabulary (128256)")
     c.add_argument("--seq_len", type=int, default=2048, help="tokens in a sequence (2048)")

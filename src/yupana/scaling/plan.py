@@ -23,7 +23,6 @@ from yupana.scaling.shapes import family
 
 FURTHEST = 100.0  # times the largest budget a law was fitted on, without --far
 SIZES = (0.25, 0.5, 2**-0.5, 1.0, 2**0.5, 2.0, 4.0)  # of the trade-off curve, in models of the optimum's size
-DEFAULT_MFU = 0.4
 
 
 @dataclass(frozen=True)

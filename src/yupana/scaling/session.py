@@ -94,7 +94,7 @@ def make_plan(arguments: Namespace) -> dict[str, Any]:
     """`scaling plan`."""
     name, peak, watts = _hardware(arguments.hardware)
     request = plans.make_request(
-        seconds=_hours(arguments) * 3600, mfu=arguments.mfu, count=arguments.count, peak=peak, hardware=name,
+        seconds=_hours(arguments) * 3600, mfu=_mfu(arguments.mfu), count=arguments.count, peak=peak, hardware=name,
         watts=watts, vocab_size=arguments.vocab_size, seq_len=arguments.seq_len, corpus=arguments.corpus,
         corpus_tokens=arguments.corpus_tokens, serve_tokens=arguments.serve_tokens, price=arguments.price,
         lr_law=arguments.lr_law, schedule=arguments.schedule, far=arguments.far, size=arguments.size,
@@ -141,6 +141,20 @@ def _hours(arguments: Namespace) -> float:
     if not arguments.price or arguments.price <= 0:
         raise UserError("--money needs --price, what one accelerator costs for an hour")
     return arguments.money / (arguments.price * max(1, arguments.count))
+
+
+def _mfu(given: str) -> float:
+    """A number, or the median MFU of a run directory's steps (the first tenth, which warms up, left out)."""
+    try:
+        return float(given)
+    except ValueError:
+        pass
+    if not Path(given).exists():
+        raise UserError(f"--mfu takes a number between 0 and 1, or a run directory that measured it, got '{given}'")
+    steps = [record["mfu"] for record in open_run(given).metrics() if "mfu" in record]
+    if not steps:
+        raise UserError(f"{given} has no MFU in its metrics yet")
+    return float(np.median(steps[len(steps) // 10 :]))
 
 
 def _hardware(name: str) -> tuple[str, float, float | None]:
