@@ -159,6 +159,7 @@ class Walk:
             self.added(head)
         self.give("activations", norm + hidden)
         self.take("activations", x)  # the gradient that runs down the layers
+        self.gradient(shape.d_model, first=first)  # the last norm's
 
         for _ in range(shape.n_layers):
             self.briefly("workspace", backward_workspace(setup))
