@@ -69,24 +69,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", type=int, nargs="+", default=list(range(len(CASES))), help="numbers, from 0")
+    parser.add_argument("--add", action="store_true", help="to the rounds that the result file holds already")
     parser.add_argument("--out", type=Path, default=Path("docs/results/prediction.json"))
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         print(json.dumps(measure(Case(**json.loads(options.worker)))))
         return
-    cases = [CASES[number] for number in options.cases]
-    predicted = {case: predict(case) for case in cases}
+    chosen = [CASES[number] for number in options.cases]
+    cases = list(chosen)
     runs: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
+    if options.add and options.out.is_file():
+        earlier = {r["case"]: r for r in json.loads(options.out.read_text())["rows"]}
+        cases += [case for case in CASES if case.name in earlier and case not in cases]
+        runs = {case: earlier.get(case.name, {"runs": []})["runs"] for case in cases}
     for number in range(options.rounds):
-        for case in cases[:: 1 if number % 2 == 0 else -1]:
+        for case in chosen[:: 1 if number % 2 == 0 else -1]:
             command = [sys.executable, __file__, "--worker", json.dumps(asdict(case))]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             run = json.loads(done.stdout.splitlines()[-1])
             runs[case].append(run)
-            told = f"{run['median_seconds']:.3f} s (predicted {predicted[case]['step_seconds']:.3f})"
+            told = f"{run['median_seconds']:.3f} s, predicted {predict(case)['step_seconds']:.3f} s"
             print(f"round {number + 1}/{options.rounds} {case.name}: {told}", file=sys.stderr, flush=True)
-    write([row(case, predicted[case], runs[case]) for case in cases], options.out)
+            write([row(c, predict(c), runs[c]) for c in CASES if runs.get(c)], options.out)  # whatever happens next
+    print(options.out.with_suffix(".md").read_text())
 
 
 def predict(case: Case) -> dict[str, Any]:
@@ -135,11 +141,12 @@ def measure(case: Case) -> dict[str, Any]:
         optim.step(index, 1e-4)
         return torch.stack(losses).sum().item()
 
-    step(0)  # compiles
+    for index in range(3):  # compiles; twice, since the first gradients arrive in the second step
+        step(index)
     seconds = []
     for index in range(STEPS):
         begun = time.perf_counter()
-        step(index + 1)
+        step(index + 3)
         seconds.append(time.perf_counter() - begun)
     state = [*model.parameters(), *optim.state().values()]
     kept = sum(t.untyped_storage().nbytes() for t in {t.untyped_storage().data_ptr(): t for t in state}.values())
@@ -147,7 +154,7 @@ def measure(case: Case) -> dict[str, Any]:
     return {
         "median_seconds": statistics.median(seconds),
         "seconds": seconds,
-        "tensor_bytes": kept + peak_allocated(lambda: step(STEPS + 1)),
+        "tensor_bytes": kept + peak_allocated(lambda: step(STEPS + 3)),
         "process_bytes": process,
     }
 
@@ -214,7 +221,6 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
             f"| {r['tensor_error']:+.1%} | {r['measured_process_bytes'] / 1e9:.2f} GB | {r['process_error']:+.1%} |"
         )
     write_atomically(out.with_suffix(".md"), "\n".join(lines) + "\n")
-    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a machine can do: the measurement, the file, and the rates between those that were measured."""
 
+import dataclasses
 import json
 import math
 import time
@@ -68,11 +69,24 @@ def test_the_best_of_several_rounds_counts():
     def slow(which):
         calls[which] += 1
         order.append(which)
-        time.sleep(0.02 if calls[which] == 2 else 0.002)  # 1 warms up; 2 meets a busy machine
+        time.sleep(0.03 if calls[which] == 2 else 0.006)  # 1 warms up; 2 meets a busy machine
 
-    best = Bench("cpu", ("float32",), SMALL, lambda *_: None).best("x", [lambda: slow(0), lambda: slow(1)], 0.05)
-    assert all(0.002 <= seconds < 0.02 for seconds in best)
-    assert order[2:6] == [0, 1, 0, 1]  # interleaved
+    bench = Bench("cpu", ("float32",), SMALL, lambda *_: None)
+    best = bench.best("x", [bench.plain(lambda: slow(0)), bench.plain(lambda: slow(1))], 0.3)
+    assert all(0.006 <= seconds < 0.03 for (seconds,) in best)
+    assert order[4:8] == [0, 1, 0, 1]  # interleaved
+
+
+def test_a_short_call_is_repeated_within_a_visit():
+    bench, calls = Bench("cpu", ("float32",), SMALL, lambda *_: None), []
+    bench.visit(bench.plain(lambda: calls.append(time.sleep(0.0002))))
+    assert len(calls) > 3
+
+
+def test_the_faster_of_two_sweeps_counts(measured):
+    half = [dataclasses.replace(row, flops_per_second=row.flops_per_second / 2) for row in measured.products]
+    slower = dataclasses.replace(measured, products=half, launch_seconds=2 * measured.launch_seconds)
+    assert slower.best_of(measured) == measured == measured.best_of(slower)
 
 
 def limits_of(products):

@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   yupana sample runs/demo --prompt "def "
   yupana export runs/demo --out exported/            a folder that transformers loads
   yupana flops count llama3.2-1b --seq_len 4096
+  yupana flops predict llama3.2-1b --seq_len 2048 --micro_batch 8 --hardware h100
   yupana report runs/demo
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,21 +61,28 @@ class Effort:
     """In all, but for compiling."""
 
 
-CPU = Effort((128, 512, 2048, 8192), 2.0**34, (128, 512), (64,), 1024, (1 << 20, 1 << 24, 1 << 27),
-             (1 << 20, 1 << 25), 35)  # fmt: skip
+CPU = Effort((128, 512, 2048, 8192), 2.0**34, (128, 512), (64,), 1024, (1 << 20, 1 << 23, 1 << 26),
+             (1 << 20, 1 << 24), 40)  # fmt: skip
 CUDA = Effort((512, 2048, 8192, 32768), 2.0**42, (512, 1024, 2048, 4096, 8192), (64, 128), 16384,
               (1 << 22, 1 << 26, 1 << 29), (1 << 22, 1 << 27), 20)  # fmt: skip
 SMALL = Effort((64, 128), 2.0**24, (32, 64), (16,), 64, (1 << 16,), (1 << 16,), 1)
 """For tests."""
 
-MOST_ROUNDS = 8
+SWEEPS = 3  # times that everything is measured, one whole measurement after another
+MOST_ROUNDS = 8  # in a sweep
+A_VISIT = 0.004  # seconds a short call is repeated for
 
 
 class Bench:
-    """A stopwatch for a device, with random memory to work on."""
+    """A stopwatch for a device. A call's time is its fewest seconds of all repetitions.
+
+    A busy neighbour slows whatever runs beside it down, a short call on two threads a hundredfold, for as long as a
+    time slice or for many seconds: hence repetitions within a visit, rounds of visits, and sweeps over everything.
+    """
 
     def __init__(self, device: str, dtypes: tuple[str, ...], effort: Effort, tell: Tell) -> None:
         self.device, self.dtypes, self.effort, self.tell = device, dtypes, effort, tell
+        self.sweep = 0
         self.share = 0.0
 
     def timed(self, call: Callable[[], Any]) -> tuple[Any, float]:
@@ -90,41 +97,51 @@ class Bench:
             torch.cuda.synchronize()
         return result, time.perf_counter() - start
 
-    def best(self, what: str, calls: list[Callable[[], object]], share: float) -> list[float]:
-        """The fewest seconds of each call, all in turn, for `share` of the time there is; two rounds at least."""
-        for call in calls:
-            call()
-        best = [float("inf")] * len(calls)
-        begun, budget = time.perf_counter(), share * self.effort.seconds
+    def visit(self, visited: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
+        """The fewest of each of the seconds that a function returns, called for A_VISIT or once."""
+        best, begun = visited(), time.perf_counter()
+        while time.perf_counter() - begun + sum(best) < A_VISIT:
+            best = tuple(map(min, best, visited()))
+        return best
+
+    def best(self, what: str, calls: Sequence[Callable[[], tuple[float, ...]]], share: float) -> list[tuple[float, ...]]:
+        """The fewest seconds that each call returns, all in turn, for `share` of the time there is in this sweep."""
+        begun, budget = time.perf_counter(), share * self.effort.seconds / SWEEPS
+        best: list[tuple[float, ...]] = []
         for number in range(MOST_ROUNDS):
             for index, call in enumerate(calls):
-                best[index] = min(best[index], self.timed(call)[1])
-                spent = (time.perf_counter() - begun) / budget
-                self.tell(what, self.share + share * min(1.0, max(spent, (number + index / len(calls)) / MOST_ROUNDS)))
-            if number and time.perf_counter() - begun > budget:
+                if number == 0:
+                    call()  # compiles; touches its memory
+                    best.append(self.visit(call))
+                else:
+                    best[index] = tuple(map(min, best[index], self.visit(call)))
+                done = max((time.perf_counter() - begun) / budget, (number + index / len(calls)) / MOST_ROUNDS)
+                self.told(what, share * min(1.0, done))
+            if time.perf_counter() - begun > budget:
                 break
         self.share += share
         return best
 
-    def differentiable(
-        self, what: str, function: Callable[..., Any], inputs: tuple[Any, ...], gradients: tuple[Any, ...], share: float
-    ) -> tuple[float, float]:
-        """The fewest seconds of a function of `inputs`, and of its backward pass from `gradients` of its outputs."""
+    def told(self, what: str, done: float) -> None:
+        """Tell what is measured."""
+        self.tell(what, min(1.0, (self.sweep + self.share + done) / SWEEPS))
+
+    def plain(self, call: Callable[[], object]) -> Callable[[], tuple[float, ...]]:
+        """A call that returns its seconds."""
+        return lambda: (self.timed(call)[1],)
+
+    def both_passes(
+        self, function: Callable[..., Any], inputs: tuple[Any, ...], gradients: tuple[Any, ...]
+    ) -> Callable[[], tuple[float, ...]]:
+        """A call that returns the seconds of a function of `inputs` and of its backward pass from `gradients`."""
         import torch
 
-        self.tell(what, self.share)
         wanted = [x for x in inputs if x is not None and x.requires_grad]
-        best = [float("inf"), float("inf")]
-        begun = time.perf_counter()
-        for number in range(1 + MOST_ROUNDS):
+
+        def call() -> tuple[float, ...]:
             outputs, forward = self.timed(functools.partial(function, *inputs))
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             _, backward = self.timed(functools.partial(torch.autograd.grad, outputs, wanted, gradients))
-            if number == 0:  # compiles
-                begun = time.perf_counter()
-                continue
-            best = [min(best[0], forward), min(best[1], backward)]
-            if number > 1 and time.perf_counter() - begun > share * self.effort.seconds:
-                break
-        self.share += share
-        return best[0], best[1]
+            return forward, backward
+
+        return call

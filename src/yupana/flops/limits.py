@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -118,13 +118,26 @@ class Limits:
 
     def merged(self, newer: Limits) -> Limits:
         """These limits with those of a newer measurement in their place where both have them."""
+        return self._with(newer, lambda row, newer_row: newer_row)
 
+    def best_of(self, other: Limits) -> Limits:
+        """The faster of each rate, of two measurements of the same machine."""
+        return replace(
+            self._with(other, _faster),
+            launch_seconds=min(self.launch_seconds, other.launch_seconds),
+            compiled_seconds=min(self.compiled_seconds, other.compiled_seconds),
+        )
+
+    def _with(self, other: Limits, pick: Callable[[Any, Any], Any]) -> Limits:
         def both(name: str) -> Any:
-            rows = [*getattr(self, name), *getattr(newer, name)]
-            return list({_key(row): row for row in rows}.values())
+            rows: dict[Any, Any] = {}
+            for row in [*getattr(self, name), *getattr(other, name)]:
+                key = _key(row)
+                rows[key] = pick(rows[key], row) if key in rows else row
+            return list(rows.values())
 
         return replace(
-            newer,
+            other,
             products=both("products"),
             attention=both("attention"),
             kernels=both("kernels"),
@@ -149,6 +162,12 @@ class Limits:
         """Bytes/s of an elementwise kernel that moves `size` bytes."""
         rates = {(r.bytes,): r.bytes_per_second for r in self.kernels if (r.kind, r.dtype, r.pass_) == (kind, dtype, pass_)}
         return _on_grid(rates, (size,))
+
+
+def _faster(one: Any, other: Any) -> Any:
+    """A row with the higher of each of two rows' rates."""
+    rates = {name: max(value, getattr(other, name)) for name, value in asdict(one).items() if isinstance(value, float)}
+    return replace(one, **rates)
 
 
 def _key(row: Any) -> tuple[Any, ...]:

@@ -1,9 +1,8 @@
 """Measuring what this machine can do: the rates that limits.py keeps, in under a minute once the kernels are compiled.
 
-Every rate is the best of several repetitions, all shapes of a group in turn, so that a moment in which the machine
-was busy with something else spoils no shape. Data are random: zeros draw less power and run faster than training
-does. Products write into buffers that exist, and every kernel runs once before it is timed, so that neither page
-faults nor compilation are measured.
+Every rate is the best of many repetitions spread over the whole time (bench.py). Data are random: zeros draw less
+power and run faster than training does. Products write into memory that exists, and every kernel runs once before it
+is timed, so that neither page faults nor compilation are measured.
 """
 
 from __future__ import annotations
@@ -15,11 +14,12 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yupana.flops.bench import CPU, CUDA, MOST_ROUNDS, Bench, Effort, Kernels, Tell
+from yupana.flops.bench import CPU, CUDA, MOST_ROUNDS, SWEEPS, Bench, Effort, Kernels, Tell
 from yupana.flops.hardware import device_name
 from yupana.flops.limits import DTYPES, LAYOUTS, AttentionRate, CollectiveRate, KernelRate, Limits, Machine, ProductRate
 from yupana.flops.operations import Sizes, adamw
@@ -41,13 +41,26 @@ def measure(
 
     bench = Bench(device, dtypes, effort or (CUDA if device == "cuda" else CPU), tell)
     with torch.device(device):
-        launch, compiled = launch_seconds(bench), compiled_seconds(bench, kernels)
-        products = product_rates(bench)
-        attention = attention_rates(bench, kernels)
-        rates = memory_rates(bench) + elementwise_rates(bench, kernels) + optimizer_rates(bench, kernels)
-        collectives = collective_rates(bench)
+        limits = sweep(bench, kernels)
+        for number in range(1, SWEEPS):
+            bench.sweep, bench.share = number, 0.0
+            limits = limits.best_of(sweep(bench, kernels))
     tell("done", 1.0)
-    return Limits(machine(device), launch, compiled, runtime_bytes(device), products, attention, rates, collectives)
+    return replace(limits, runtime_bytes=runtime_bytes(device))
+
+
+def sweep(bench: Bench, kernels: Kernels) -> Limits:
+    """Everything measured once."""
+    return Limits(
+        machine(bench.device),
+        launch_seconds(bench),
+        compiled_seconds(bench, kernels),
+        0,
+        product_rates(bench),
+        attention_rates(bench, kernels),
+        memory_rates(bench) + elementwise_rates(bench, kernels) + optimizer_rates(bench, kernels),
+        collective_rates(bench),
+    )
 
 
 def machine(device: str) -> Machine:
@@ -71,8 +84,8 @@ def product_rates(bench: Bench) -> list[ProductRate]:
     for dtype in DTYPES:
         room = [torch.randn(max(sides) ** 2).to(getattr(torch, dtype)) for _ in range(3)]
         keys = [(layout, *sizes) for layout in LAYOUTS for sizes in grid]
-        seconds = bench.best(f"{dtype} matrix products", [product(room, *key) for key in keys], 0.27)
-        for (layout, m, n, k), taken in zip(keys, seconds, strict=True):
+        seconds = bench.best(f"{dtype} matrix products", [bench.plain(product(room, *key)) for key in keys], 0.27)
+        for (layout, m, n, k), (taken,) in zip(keys, seconds, strict=True):
             rates.append(ProductRate(dtype, layout, m, n, k, 2 * m * n * k / taken))
     return rates
 
@@ -100,8 +113,8 @@ def attention_rates(bench: Bench, kernels: Kernels) -> list[AttentionRate]:
         q, k, v, g = (torch.randn(size).to(getattr(torch, dtype)).transpose(1, 2) for _ in range(4))
         for x in (q, k, v):
             x.requires_grad_()
-        inputs = (q, k, v, None)
-        forward, backward = bench.differentiable(f"{dtype} attention", kernels.attention(seq_len), inputs, (g,), share)
+        call = bench.both_passes(kernels.attention(seq_len), (q, k, v, None), (g,))
+        ((forward, backward),) = bench.best(f"{dtype} attention", [call], share)
         work = attention_operation(1, batch, seq_len, size[2], size[2], head_dim, Sizes())
         rates.append(AttentionRate(dtype, head_dim, seq_len, work.forward.flops / forward, work.backward.flops / backward))
     return rates
@@ -125,7 +138,7 @@ def elementwise_rates(bench: Bench, kernels: Kernels) -> list[KernelRate]:
                 inputs = kernel.inputs(rows, getattr(torch, dtype))
                 what = f"{dtype} {kernel.kind}"
                 if kernel.both_in_forward:
-                    (seconds,) = bench.best(what, [functools.partial(kernel.call, *inputs)], share)
+                    ((seconds,),) = bench.best(what, [bench.plain(functools.partial(kernel.call, *inputs))], share)
                     both = (forward_bytes + backward_bytes) / seconds
                     rates += [KernelRate(kernel.kind, dtype, "forward", forward_bytes, both),
                               KernelRate(kernel.kind, dtype, "backward", backward_bytes, both)]  # fmt: skip
@@ -134,7 +147,8 @@ def elementwise_rates(bench: Bench, kernels: Kernels) -> list[KernelRate]:
                 outputs = outputs if isinstance(outputs, tuple) else (outputs,)
                 gradients = tuple(torch.randn_like(x) for x in outputs)
                 del outputs
-                forward, backward = bench.differentiable(what, kernel.call, inputs, gradients, share)
+                call = bench.both_passes(kernel.call, inputs, gradients)
+                ((forward, backward),) = bench.best(what, [call], share)
                 rates += [KernelRate(kernel.kind, dtype, "forward", forward_bytes, forward_bytes / forward),
                           KernelRate(kernel.kind, dtype, "backward", backward_bytes, backward_bytes / backward)]  # fmt: skip
     return rates
@@ -156,8 +170,8 @@ def memory_rates(bench: Bench) -> list[KernelRate]:
                 lambda o=out, x=a, y=b: torch.add(x, y, out=o),  # type: ignore[misc]
                 lambda o=out: o.fill_(1.5),  # type: ignore[misc]
             ]
-            seconds = bench.best(f"{dtype} memory", calls, share)
-            for (kind, count), taken in zip(moved.items(), seconds, strict=True):
+            seconds = bench.best(f"{dtype} memory", [bench.plain(call) for call in calls], share)
+            for (kind, count), (taken,) in zip(moved.items(), seconds, strict=True):
                 rates.append(KernelRate(kind, dtype, "forward", count, count / taken))
     return rates
 
@@ -175,7 +189,7 @@ def optimizer_rates(bench: Bench, kernels: Kernels) -> list[KernelRate]:
         for parameters in bench.effort.parameters:
             step = kernels.optimizer(precision, parameters, bench.device)
             size = adamw(parameters, Sizes.of(precision)).backward.bytes
-            (seconds,) = bench.best(f"{dtype} optimiser", [step], share)
+            ((seconds,),) = bench.best(f"{dtype} optimiser", [bench.plain(step)], share)
             rates.append(KernelRate(kind, dtype, "backward", size, size / seconds))
     return rates
 
@@ -190,7 +204,7 @@ def launch_seconds(bench: Bench) -> float:
         for _ in range(1000):
             torch.add(x, x, out=x)
 
-    return bench.best("launch overhead", [many], 0.005)[0] / 1000
+    return bench.best("launch overhead", [bench.plain(many)], 0.005)[0][0] / 1000
 
 
 def compiled_seconds(bench: Bench, kernels: Kernels) -> float:
@@ -200,7 +214,7 @@ def compiled_seconds(bench: Bench, kernels: Kernels) -> float:
     kernel = next(k for k in kernels.elementwise if k.kind == "swiglu")
     (x,) = kernel.inputs(2, torch.float32)
     gradient = torch.ones_like(kernel.call(x))
-    return sum(bench.differentiable("call overhead", kernel.call, (x,), (gradient,), 0.005))
+    return sum(bench.best("call overhead", [bench.both_passes(kernel.call, (x,), (gradient,))], 0.005)[0])
 
 
 def collective_rates(bench: Bench) -> list[CollectiveRate]:

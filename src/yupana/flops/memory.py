@@ -148,10 +148,13 @@ class Walk:
         if setup.precision == "bf16-autocast":
             self.take("workspace", 2 * head + hidden)  # the head's weight and its input in bf16
         self.take("activations", hidden)  # the gradient with respect to the hidden states
-        logits = 2 * min(setup.head_rows, tokens) * shape.vocab_size * s.activation  # and their gradient
-        self.take("logits", logits)
+        logits = min(setup.head_rows, tokens) * shape.vocab_size * s.activation
+        self.take("logits", 2 * logits)  # and their gradient
+        self.give("logits", logits)  # the gradient alone is left when the weight's is made from it
         self.take("gradients", head * s.activation)
         self.give("logits", logits)
+        if tokens > setup.head_rows:  # later chunks add to the weight's gradient
+            self.briefly("logits", 2 * logits)
         if setup.precision == "bf16-autocast":
             self.give("workspace", 2 * head + hidden)
             self.take("gradients", head * (s.weight - s.activation))  # to fp32

@@ -6,6 +6,7 @@ their own; rows stay dynamic, so that one compilation serves every size.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ def kernels(device: str, *, compiled: bool) -> Kernels:
     def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(function) if compiled else function
 
+    @functools.cache
     def attention_of(seq_len: int) -> Attend:
         blocked = compiled and device == "cpu" and seq_len <= attention.LONGEST
         chosen = attention.blocked_causal_attention if blocked else attend
