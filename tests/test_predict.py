@@ -17,13 +17,13 @@ from yupana.flops.accelerators import accelerator
 from yupana.flops.bench import SMALL
 from yupana.flops.count import flops_per_token
 from yupana.flops.measure import measure
-from yupana.flops.memory import check, largest_micro_batch, layer_bytes, memory_bytes
+from yupana.flops.memory import check, largest_micro_batch, layer_bytes, memory_bytes, tensors
 from yupana.flops.predict import predict
-from yupana.model.llama import rope_table
+from yupana.model.llama import Llama, rope_table
 from yupana.model.shapes import ModelShape
 from yupana.train import attention
 from yupana.train.kernels import kernels
-from yupana.train.limits import prediction, setup
+from yupana.train.limits import check_fits, prediction, setup
 from yupana.train.session import build_model
 
 PRECISIONS = ("fp32", "bf16-autocast", "bf16", "bf16-lean")
@@ -114,6 +114,13 @@ def test_more_sequences_and_accumulation_never_take_less(step):
     assert memory_bytes(step)["total"] >= memory_bytes(replace(step, global_batch=step.micro_batch))["total"]
 
 
+@given(shapes)
+@settings(max_examples=20, deadline=None)
+def test_parameter_tensors_are_the_models(shape):
+    with torch.device("meta"):
+        assert tensors(shape) == [p.numel() for p in Llama(shape).parameters()]
+
+
 @given(setups, st.floats(1e8, 1e12))
 @settings(max_examples=50, deadline=None)
 def test_the_largest_micro_batch_fits_and_the_next_does_not(step, capacity):
@@ -195,6 +202,13 @@ def test_bad_input(limits_file, arguments, told):
         whole["limits_file"] = limits_file
     with pytest.raises(UserError, match=told):
         prediction(load("llama3.2-1b").model, **whole)
+
+
+def test_a_step_is_refused_before_it_runs_out_of_this_machines_memory():
+    shape = load("7m").model
+    check_fits(shape, 256, 4, 8, "fp32", "cpu")
+    with pytest.raises(UserError, match="the largest that fits is [1-9]"):
+        check_fits(shape, 256, 1 << 24, 1 << 24, "fp32", "cpu")
 
 
 def test_limits_that_promise_more_than_the_peak_are_refused(limits_file, tmp_path):

@@ -190,17 +190,24 @@ class Walk:
             self.give("gradients", count * self.sizes.weight)
 
     def collect(self, *, first: bool) -> None:
-        """bf16 gradients become fp32 ones, tensor by tensor."""
-        if first:
-            self.take("gradients", self.shape.parameters * (self.sizes.gradient - self.sizes.weight))
-        else:
-            self.give("gradients", self.shape.parameters * self.sizes.weight)
+        """bf16 gradients become fp32 ones, or are added to them, tensor by tensor."""
+        for count in tensors(self.shape):
+            if first:
+                self.take("gradients", count * self.sizes.gradient)
+            self.give("gradients", count * self.sizes.weight)
 
     def optimizer_step(self) -> None:
         """Updating needs nothing, but for the lean optimiser's chunk in fp32 (five tensors of it, and one in bf16)."""
         if self.setup.precision == "bf16-lean":
             largest = self.shape.vocab_size * self.shape.d_model
             self.briefly("workspace", 22 * min(LEAN_CHUNK, largest))
+
+
+def tensors(shape: ModelShape) -> list[int]:
+    """Weights in each parameter tensor, in the model's order."""
+    d, table = shape.d_model, shape.vocab_size * shape.d_model
+    layer = [d, d * (shape.q_width + 2 * shape.kv_width), shape.q_width * d, d, 2 * d * shape.d_ff, d * shape.d_ff]
+    return [table, *layer * shape.n_layers, d, *([] if shape.tie_embeddings else [table])]
 
 
 def layer_bytes(setup: Setup) -> int:

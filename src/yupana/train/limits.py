@@ -84,6 +84,16 @@ def setup(
     )
 
 
+def check_fits(
+    shape: ModelShape, seq_len: int, micro_batch: int, global_batch: int, precision: str, device: str
+) -> None:
+    """Raise UserError, naming the largest micro-batch that fits, before a step that this machine's memory can't hold."""
+    from yupana.flops.measure import machine
+
+    here = machine(device)
+    check(setup(shape, seq_len, micro_batch, global_batch, precision, device), here.memory_bytes, here.name)
+
+
 def prediction(
     shape: ModelShape,
     seq_len: int,
