@@ -79,7 +79,7 @@ def largest_micro_batch(setup: Setup, capacity: float) -> int:
     if not fits(1):
         return 0
     high = 2
-    while fits(high) and high < 1 << 24:
+    while fits(high):
         high *= 2
     low = high // 2
     while high - low > 1:
