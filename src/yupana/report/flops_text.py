@@ -13,7 +13,10 @@ from yupana.flops.limits import DTYPES, LAYOUTS, Limits
 
 def limits_tables(limits: Limits) -> Group:
     """Rates by shape with their share of the peak; memory and kernels; overheads."""
-    return Group(peaks_table(limits), "", products_table(limits), "", attention_table(limits), "", kernels_table(limits))
+    card = of_device(limits.machine.name)
+    sheet = card.source if card else "No data sheet is known for this device: its peak is the measured one."
+    tables = (products_table(limits), attention_table(limits), kernels_table(limits))
+    return Group(peaks_table(limits), sheet, *(part for table in tables for part in ("", table)))
 
 
 def peaks_table(limits: Limits) -> Table:
@@ -36,16 +39,12 @@ def peaks_table(limits: Limits) -> Table:
     table.add_row("a compiled call, both passes", f"{limits.compiled_seconds * 1e6:.0f} µs", "")
     for row in limits.collectives:
         table.add_row(f"{row.name} of {row.bytes / 1e6:,.0f} MB", giga(row.bytes_per_second), "")
-    if card is None:
-        table.caption = "No data sheet is known for this device: its peak is the measured one."
-    else:
-        table.caption = card.source
     return table
 
 
 def products_table(limits: Limits) -> Table:
     """Matrix products: a row a shape, a column a dtype and layout."""
-    table = Table(title="Matrix products [m, k] × [k, n], TFLOP/s (share of the dtype's best)", **LEFT)
+    table = Table(title=r"Matrix products \[m, k] × \[k, n], TFLOP/s (share of the dtype's best)", **LEFT)
     for name in ("m", "n", "k"):
         table.add_column(name, justify="right")
     columns = [(d, layout) for d in DTYPES for layout in LAYOUTS if any(r.dtype == d for r in limits.products)]
@@ -150,7 +149,7 @@ def operations_table(result: dict[str, Any]) -> Table:
     return table
 
 
-LEFT: dict[str, Any] = {"box": None, "title_justify": "left", "caption_justify": "left", "pad_edge": False}
+LEFT: dict[str, Any] = {"box": None, "title_justify": "left", "pad_edge": False}
 
 
 def tera(rate: float) -> str:
