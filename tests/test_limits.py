@@ -114,6 +114,12 @@ def test_interpolated_rates_lie_between_their_neighbours(data):
     assert got == pytest.approx(limits.product_rate("float32", "forward", *clamped))
 
 
+def test_the_peak_is_that_of_large_products():
+    rows = [ProductRate("float32", "wgrad", side, side, side, rate) for side, rate in ((64, 3e11), (1024, 2e11), (2048, 1e11))]
+    assert limits_of(rows).peak("float32") == 2e11
+    assert limits_of(rows[:1]).peak("float32") == 3e11
+
+
 def test_a_missing_corner_is_filled_by_its_neighbour():
     grid = [ProductRate("float32", "forward", m, n, 64, 1e9 * m) for m in (64, 512) for n in (64, 512) if m * n < 512**2]
     assert limits_of(grid).product_rate("float32", "forward", 512, 512, 64) == 64e9

@@ -25,6 +25,8 @@ MOST_BANDWIDTH = 10 * max(row.bandwidth for row in ACCELERATORS)
 MOST_BYTES = 10 * max(row.memory_bytes for row in ACCELERATORS) + (1 << 46)
 MOST_SECONDS = 1.0
 
+LARGE = 2 * 1024**3  # FLOPs of a product that counts for the peak; smaller ones live in a cache and can be faster
+
 Layout = Literal["forward", "dgrad", "wgrad"]
 LAYOUTS: tuple[Layout, ...] = ("forward", "dgrad", "wgrad")
 DTYPES = ("float32", "bfloat16")
@@ -145,8 +147,9 @@ class Limits:
         )
 
     def peak(self, dtype: str) -> float:
-        """The best rate of any matrix product of this dtype, FLOP/s."""
-        return max(row.flops_per_second for row in self.products if row.dtype == dtype)
+        """The best rate of a matrix product of this dtype, FLOP/s, as hardware.py knows it: of LARGE ones, if any."""
+        rates = [(2 * r.m * r.n * r.k, r.flops_per_second) for r in self.products if r.dtype == dtype]
+        return max([rate for flops, rate in rates if flops >= LARGE] or [rate for _, rate in rates])
 
     def product_rate(self, dtype: str, layout: Layout, m: int, n: int, k: int) -> float:
         """FLOP/s of [m, k] × [k, n]: multilinear in the logarithms of m, n and k, sizes beyond the grid at its edge."""
