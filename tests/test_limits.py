@@ -72,6 +72,7 @@ def test_the_best_of_several_rounds_counts():
         time.sleep(0.03 if calls[which] == 2 else 0.006)  # 1 warms up; 2 meets a busy machine
 
     bench = Bench("cpu", ("float32",), SMALL, lambda *_: None)
+    bench.patience = -1  # visits are not made again
     best = bench.best("x", [bench.plain(lambda: slow(0)), bench.plain(lambda: slow(1))], 0.3)
     assert all(0.006 <= seconds < 0.03 for (seconds,) in best)
     assert order[4:8] == [0, 1, 0, 1]  # interleaved
@@ -81,6 +82,16 @@ def test_a_short_call_is_repeated_within_a_visit():
     bench, calls = Bench("cpu", ("float32",), SMALL, lambda *_: None), []
     bench.visit(bench.plain(lambda: calls.append(time.sleep(0.0002))))
     assert len(calls) > 3
+
+
+def test_a_disturbed_visit_is_made_again(monkeypatch):
+    from yupana.flops import bench as module
+
+    waits = iter([0.0, 1.0, 1.0, 1.0])  # a second in line during the first visit, none during the next
+    monkeypatch.setattr(module, "waited", lambda: next(waits))
+    seconds = iter([(0.5,), (0.1,), (0.01,)])
+    bench = Bench("cpu", ("float32",), SMALL, lambda *_: None)
+    assert bench.visit(lambda: next(seconds)) == (0.1,)
 
 
 def test_the_faster_of_two_sweeps_counts(measured):
@@ -115,7 +126,8 @@ def test_interpolated_rates_lie_between_their_neighbours(data):
 
 
 def test_the_peak_is_that_of_large_products():
-    rows = [ProductRate("float32", "wgrad", side, side, side, rate) for side, rate in ((64, 3e11), (1024, 2e11), (2048, 1e11))]
+    cubes = ((64, 3e11), (1024, 2e11), (2048, 1e11))
+    rows = [ProductRate("float32", "wgrad", side, side, side, rate) for side, rate in cubes]
     assert limits_of(rows).peak("float32") == 2e11
     assert limits_of(rows[:1]).peak("float32") == 3e11
 
