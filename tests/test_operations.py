@@ -30,7 +30,7 @@ from yupana.flops.operations import Sizes, step_operations
 from yupana.model.llama import Llama
 from yupana.model.shapes import ModelShape
 
-FP32 = Sizes(activation=4, weight=4, gradient=4, state=4, masters=False)
+FP32 = Sizes.of("fp32")
 
 shapes = st.builds(
     lambda kv, groups, head, **rest: ModelShape(n_heads=kv * groups, n_kv_heads=kv, head_dim=2 * head, **rest),

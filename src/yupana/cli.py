@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   yupana sample runs/demo --prompt "def "
   yupana export runs/demo --out exported/            a folder that transformers loads
   yupana flops count llama3.2-1b --seq_len 4096
+  yupana flops predict llama3.2-1b --seq_len 2048 --micro_batch 8 --hardware h100
   yupana anatomy attention                           its formulas, cost and check; alone: the whole step
   yupana scaling plan --hardware h100 --count 8 --hours 24 --mfu 0.45
   yupana report runs/demo

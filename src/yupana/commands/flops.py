@@ -8,12 +8,15 @@ from typing import Any
 
 from yupana.commands.shared import add_command, add_group, print_result
 
+PRECISIONS = ["auto", "fp32", "bf16-autocast", "bf16", "bf16-lean"]
+MODEL_HELP = "a preset, a run.yaml, a run directory or a Hugging Face folder"
+
 
 def register(commands: Any) -> None:
     """Add the commands."""
-    group = add_group(commands, "flops", "count FLOPs")
+    group = add_group(commands, "flops", "count FLOPs, measure the machine, predict a step")
     c = add_command(group, "count", count, "FLOPs and parameters of a model, by part, in both conventions")
-    c.add_argument("model", metavar="MODEL", help="a preset, a run.yaml, a run directory or a Hugging Face folder")
+    c.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     c.add_argument("--seq_len", type=int, default=2048, help="tokens in a sequence (2048)")
 
     c = add_command(group, "explain", explain, "profile a few steps of a run and say where its lost MFU went")
@@ -31,6 +34,22 @@ def register(commands: Any) -> None:
     c.add_argument("--save", type=Path, metavar="PNG", help="draw the ladder")
     c.add_argument("--write", type=Path, metavar="YAML", help="write the best rung's settings for yupana train --config")
     c.set_defaults(takes_settings=True)
+
+    c = add_command(group, "limits", limits, "measure what this machine can do, once")
+    c.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the GPU if there is one")
+    c.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "both"], default="auto",
+                   help="of attention and kernels; auto: the one that training would use here")  # fmt: skip
+    c.add_argument("--out", type=Path, metavar="FILE", help="JSON file to write (in ~/.cache/yupana)")
+
+    c = add_command(group, "predict", predict, "a step's time, MFU and memory before it runs")
+    c.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    c.add_argument("--seq_len", type=int, required=True, help="tokens in a sequence")
+    c.add_argument("--micro_batch", type=int, required=True, help="sequences in one forward and backward pass")
+    c.add_argument("--global_batch", type=int, help="sequences in an optimiser step (micro_batch)")
+    c.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: the fastest on that hardware")
+    c.add_argument("--hardware", metavar="H", help="an accelerator by its data sheet, such as h100; cpu: this machine")
+    c.add_argument("--limits", type=Path, metavar="FILE", help="limits measured elsewhere, with yupana flops limits")
+    c.add_argument("--check", action="store_true", help="fail when the micro-batch does not fit")
 
 
 def count(arguments: argparse.Namespace) -> int:
@@ -91,6 +110,7 @@ def ladder(arguments: argparse.Namespace) -> int:
     from yupana.errors import UserError
     from yupana.flops.ladder import climb, levers
     from yupana.named import config_of, settings_of
+    from yupana.report.bar import Bar
     from yupana.report.mfu_plots import draw_ladder, save_png
     from yupana.report.mfu_text import ladder_table
     from yupana.train.session import choose_device
@@ -104,10 +124,10 @@ def ladder(arguments: argparse.Namespace) -> int:
     if batch % largest or batch % first:
         raise UserError(f"the batch of {batch} sequences must be a multiple of both micro-batches ({first}, {largest})")
     model = [*settings_of(arguments.model), *arguments.overrides]
-    with tempfile.TemporaryDirectory() as temporary, Climbing() as climbing:
+    with tempfile.TemporaryDirectory() as temporary, Bar() as progress:
         rungs = climb(
             model, arguments.steps, arguments.out or Path(temporary), choose_device(config.train.device),
-            levers(first, largest), climbing.step,
+            levers(first, largest), progress.tell,
         )  # fmt: skip
     best = max((rung for rung in rungs if rung.get("kept")), key=lambda rung: rung["tokens_per_second"])
     if arguments.save:
@@ -132,23 +152,45 @@ def write_settings(path: Path, settings: dict[str, str]) -> None:
     write_atomically(path, yaml.safe_dump(sections, sort_keys=False))
 
 
-class Climbing:
-    """Which rung is running and how long the rest will take, on standard error."""
+def limits(arguments: argparse.Namespace) -> int:
+    """`yupana flops limits`."""
+    from yupana.train import host
 
-    def __enter__(self) -> Climbing:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as Eta
+    host.keep_memory()  # before torch allocates anything
+    from yupana.flops.limits import as_dict
+    from yupana.report.bar import Bar
+    from yupana.report.flops_text import limits_tables
+    from yupana.train.limits import default_file, dtypes_of, measure_limits
+    from yupana.train.session import choose_device
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Eta())
-        self.bar = Progress(*columns, console=Console(stderr=True))
-        self.bar.start()
-        self.task = self.bar.add_task("", total=None)
-        return self
+    device = choose_device(arguments.device)
+    file = arguments.out or default_file(device)
+    with Bar() as progress:
+        measured = measure_limits(device, dtypes_of(arguments.dtype, device), file, progress.tell)
+    print_result(arguments, {"path": str(file), **as_dict(measured)}, limits_tables(measured))
+    if not arguments.json:
+        print(f"\nWrote {file}")
+    return 0
 
-    def step(self, done: int, total: int, name: str) -> None:
-        """Rung `done` of `total` begins."""
-        self.bar.update(self.task, completed=done, total=total, description=name)
 
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+def predict(arguments: argparse.Namespace) -> int:
+    """`yupana flops predict`."""
+    from yupana.named import shape_of
+    from yupana.report.bar import Bar
+    from yupana.report.flops_text import prediction_tables
+    from yupana.train.limits import prediction
+
+    with Bar() as progress:
+        result = prediction(
+            shape_of(arguments.model),
+            arguments.seq_len,
+            arguments.micro_batch,
+            arguments.global_batch or arguments.micro_batch,
+            arguments.precision,
+            hardware=arguments.hardware,
+            limits_file=arguments.limits,
+            tell=progress.tell,
+            must_fit=arguments.check,
+        )
+    print_result(arguments, {"model": arguments.model, **result}, prediction_tables(arguments.model, result))
+    return 0

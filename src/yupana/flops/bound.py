@@ -32,7 +32,7 @@ class Machine:
     @property
     def sizes(self) -> Sizes:
         """Bytes an element in training on this machine: bf16 with fp32 masters, or fp32 throughout."""
-        return Sizes() if self.dtype == "bfloat16" else Sizes(4, 4, 4, 4, masters=False)
+        return Sizes.of("bf16" if self.dtype == "bfloat16" else "fp32")
 
     def seconds(self, one: Pass) -> float:
         """The least time of one pass: the longer of its products and its traffic, perfectly overlapped."""

@@ -79,7 +79,7 @@ def climb(
     folder: Path,
     device: str,
     pulled: list[Lever],
-    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+    tell: Callable[[str, float], None] = lambda what, share: None,
 ) -> list[dict[str, Any]]:
     """Run rung after rung for `steps` steps each and return one record a rung, lowest first.
 
@@ -92,7 +92,7 @@ def climb(
     best: dict[str, Any] | None = None
     pulled = [lever for lever in pulled if lever.on in ("any", device)]
     for number, lever in enumerate(pulled):
-        progress(number, len(pulled), lever.name)
+        tell(lever.name, number / len(pulled))
         wanted = settings | lever.settings
         rung: dict[str, Any] = {"name": lever.name, "settings": wanted}
         reason = run_rung(model, wanted, steps, folder / f"rung_{number:02d}")
@@ -107,7 +107,7 @@ def climb(
         else:
             rung |= {"kept": False, "reason": reason}
         rungs.append(rung)
-    progress(len(pulled), len(pulled), "")
+    tell("", 1.0)
     against_one_peak(rungs)
     return rungs
 

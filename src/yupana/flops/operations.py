@@ -81,6 +81,7 @@ class Sizes:
     """Bytes an element: bf16 with fp32 masters is 2, 2 and 4."""
 
     activation: int = 2
+    """Of what a block computes inside."""
     weight: int = 2
     gradient: int = 4
     """Of a weight, as the optimiser reads it."""
@@ -88,6 +89,19 @@ class Sizes:
     """Of each moment and of the master copy."""
     masters: bool = True
     """Whether the optimiser keeps its own copy of the weights."""
+    residual: int = 2
+    """Of the residual stream: autocast keeps it in fp32."""
+
+    @staticmethod
+    def of(precision: str) -> Sizes:
+        """Those of `train.precision`: fp32, tf32, bf16-autocast, bf16 or bf16-lean."""
+        return {
+            "fp32": Sizes(4, 4, 4, 4, masters=False, residual=4),
+            "tf32": Sizes(4, 4, 4, 4, masters=False, residual=4),
+            "bf16-autocast": Sizes(2, 4, 4, 4, masters=False, residual=4),
+            "bf16": Sizes(),
+            "bf16-lean": Sizes(2, 2, 2, 2, masters=False),
+        }[precision]
 
 
 def step_operations(shape: ModelShape, batch: int, seq_len: int, sizes: Sizes | None = None) -> list[Operation]:
@@ -128,8 +142,8 @@ def embedding(vocab: int, tokens: int, width: int, sizes: Sizes) -> Operation:
     rows = tokens * width
     return Operation(
         "embedding", "embedding", 1,
-        Pass(bytes=8 * tokens + rows * (sizes.weight + sizes.activation)),
-        Pass(bytes=8 * tokens + rows * (sizes.activation + 2 * sizes.weight) + vocab * width * sizes.weight,
+        Pass(bytes=8 * tokens + rows * (sizes.weight + sizes.residual)),
+        Pass(bytes=8 * tokens + rows * (sizes.residual + 2 * sizes.weight) + vocab * width * sizes.weight,
              elementwise=rows),
     )  # fmt: skip
 
@@ -146,11 +160,11 @@ def linear(part: str, count: int, tokens: int, inner: int, outer: int, sizes: Si
 
 def rmsnorm(part: str, count: int, tokens: int, width: int, sizes: Sizes) -> Operation:
     """Forward x → y, backward (x, dy) → dx, dw; the weights' own bytes are small and counted."""
-    x, w = tokens * width * sizes.activation, width * sizes.weight
+    x, y, w = tokens * width * sizes.residual, tokens * width * sizes.activation, width * sizes.weight
     return Operation(
         "rmsnorm", part, count,
-        Pass(bytes=2 * x + w, elementwise=4 * tokens * width),
-        Pass(bytes=3 * x + 2 * w, elementwise=9 * tokens * width),
+        Pass(bytes=x + y + w, elementwise=4 * tokens * width),
+        Pass(bytes=2 * x + y + 2 * w, elementwise=9 * tokens * width),
     )  # fmt: skip
 
 
@@ -181,7 +195,7 @@ def attention(
 
 def residual(part: str, count: int, tokens: int, width: int, sizes: Sizes) -> Operation:
     """x + branch forward; backward the gradient reaches both unchanged and the two that meet are added."""
-    moved = 3 * tokens * width * sizes.activation
+    moved = tokens * width * (2 * sizes.residual + sizes.activation)
     both = Pass(bytes=moved, elementwise=tokens * width)
     return Operation("residual", f"{part}_residual", count, both, both)
 

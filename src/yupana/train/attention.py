@@ -31,8 +31,7 @@ def choose(model: Llama, wanted: str, device: str, compiled: bool, seq_len: int,
     """
     if wanted == "auto":
         if device == "cpu":
-            bf16 = model.embedding.weight.dtype == torch.bfloat16
-            wanted = "blocked" if compiled and bf16 and seq_len <= LONGEST else "sdpa"
+            wanted = on_cpu(model.embedding.weight.dtype == torch.bfloat16, compiled, seq_len)
         else:
             wanted = "flex" if packing == "documents" and compiled else "sdpa"
     if wanted in ("flash", "cudnn", "flex") and device != "cuda":
@@ -49,6 +48,11 @@ def choose(model: Llama, wanted: str, device: str, compiled: bool, seq_len: int,
     for module in model.modules():
         if isinstance(module, Attention):
             module.attend = ways.get(wanted, attend)
+
+
+def on_cpu(bf16: bool, compiled: bool, seq_len: int) -> str:
+    """What "auto" is on a CPU: "blocked" or "sdpa"."""
+    return "blocked" if compiled and bf16 and seq_len <= LONGEST else "sdpa"
 
 
 def only_back_end(name: str) -> None:

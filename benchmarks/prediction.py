@@ -1,0 +1,226 @@
+"""Predicted against measured step time and peak memory, on configurations that calibrated nothing.
+
+    yupana flops limits
+    python benchmarks/prediction.py
+
+The prediction is `yupana flops predict` with this machine's saved limits. The measurement is a real training step
+(compiled blocks, chunked head, AdamW) on random tokens, each configuration in a process of its own, all in turn,
+several times over. Time is the fastest round's median step; memory is the process's peak, and beside it the peak of
+the tensors alone, from torch's own profiler. Writes docs/results/prediction.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from yupana.files import write_atomically, write_json
+
+
+@dataclass(frozen=True)
+class Case:
+    """A configuration."""
+
+    model: str
+    seq_len: int
+    batch: int
+    precision: str
+    accumulation: int = 1
+    layers: int | None = None
+
+    @property
+    def name(self) -> str:
+        """As the table shows it."""
+        layers = f", {self.layers} layers" if self.layers else ""
+        times = f" × {self.accumulation}" if self.accumulation > 1 else ""
+        return f"{self.model}{layers}, {self.batch} × {self.seq_len}{times}, {self.precision}"
+
+    @property
+    def overrides(self) -> list[str]:
+        """Settings on top of the preset's."""
+        return [f"--model.n_layers={self.layers}"] if self.layers else []
+
+
+CASES = (
+    Case("7m", 256, 4, "fp32"),
+    Case("7m", 128, 32, "fp32", accumulation=2),
+    Case("7m", 1024, 4, "fp32"),
+    Case("7m", 256, 16, "bf16"),
+    Case("40m", 256, 8, "fp32"),
+    Case("40m", 512, 4, "fp32", accumulation=2),
+    Case("40m", 512, 4, "bf16"),
+    Case("190m", 256, 4, "fp32", layers=4),
+    Case("190m", 512, 2, "bf16", layers=4),
+    Case("llama3.2-1b", 512, 1, "fp32", layers=2),
+    Case("llama3.2-1b", 256, 2, "bf16", layers=2),
+    Case("llama3.2-1b", 1024, 1, "bf16", layers=2),
+)
+STEPS = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cases", type=int, nargs="+", default=list(range(len(CASES))), help="numbers, from 0")
+    parser.add_argument("--add", action="store_true", help="to the rounds that the result file holds already")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/prediction.json"))
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(measure(Case(**json.loads(options.worker)))))
+        return
+    chosen = [CASES[number] for number in options.cases]
+    cases = list(chosen)
+    runs: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
+    if options.add and options.out.is_file():
+        earlier = {r["case"]: r for r in json.loads(options.out.read_text())["rows"]}
+        cases += [case for case in CASES if case.name in earlier and case not in cases]
+        runs = {case: earlier.get(case.name, {"runs": []})["runs"] for case in cases}
+    for number in range(options.rounds):
+        for case in chosen[:: 1 if number % 2 == 0 else -1]:
+            command = [sys.executable, __file__, "--worker", json.dumps(asdict(case))]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            run = json.loads(done.stdout.splitlines()[-1])
+            runs[case].append(run)
+            told = f"{run['median_seconds']:.3f} s, predicted {predict(case)['step_seconds']:.3f} s"
+            print(f"round {number + 1}/{options.rounds} {case.name}: {told}", file=sys.stderr, flush=True)
+            write([row(c, predict(c), runs[c]) for c in CASES if runs.get(c)], options.out)  # whatever happens next
+    print(options.out.with_suffix(".md").read_text())
+
+
+def predict(case: Case) -> dict[str, Any]:
+    """What the command says."""
+    from yupana.config import load
+    from yupana.train.limits import prediction
+
+    shape = load(case.model, None, case.overrides).model
+    return prediction(shape, case.seq_len, case.batch, case.batch * case.accumulation, case.precision)
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """One process: seconds of its steps, and its peaks of memory."""
+    from peers.protocol import peak_rss_bytes
+
+    from yupana.train import host
+
+    host.keep_memory()
+    import torch
+
+    from yupana.config import load
+    from yupana.train import fast, optimizer
+    from yupana.train.session import build_model
+
+    config = load(case.model, None, [*case.overrides, "--train.steps=1", f"--data.seq_len={case.seq_len}"])
+    model = build_model(config, "cpu", case.precision)
+    optim = optimizer.build(model, case.precision, config.optim, 0)
+    head_and_loss = fast.loss_function(config, "block")
+    fast.apply(model, config, "cpu", "block")
+    size = (case.accumulation, case.batch, case.seq_len + 1)
+    ids = torch.randint(0, config.model.vocab_size, size, generator=torch.Generator().manual_seed(0))
+    scale = torch.tensor(1.0 / (case.accumulation * case.batch * case.seq_len))
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bf16-autocast")
+
+    def step(index: int) -> float:
+        losses = []
+        for part in ids:
+            inputs, targets = part[:, :-1].contiguous(), part[:, 1:].flatten()
+            with autocast:
+                hidden = model.hidden(inputs).flatten(0, 1)
+                loss = head_and_loss(hidden, model.output_weight, targets, scale)
+            loss.backward()
+            optim.collect()
+            losses.append(loss.detach())
+        optim.step(index, 1e-4)
+        return torch.stack(losses).sum().item()
+
+    for index in range(3):  # compiles; twice, since the first gradients arrive in the second step
+        step(index)
+    seconds = []
+    for index in range(STEPS):
+        begun = time.perf_counter()
+        step(index + 3)
+        seconds.append(time.perf_counter() - begun)
+    state = [*model.parameters(), *optim.state().values()]
+    kept = sum(t.untyped_storage().nbytes() for t in {t.untyped_storage().data_ptr(): t for t in state}.values())
+    process = peak_rss_bytes()
+    return {
+        "median_seconds": statistics.median(seconds),
+        "seconds": seconds,
+        "tensor_bytes": kept + peak_allocated(lambda: step(STEPS + 3)),
+        "process_bytes": process,
+    }
+
+
+def peak_allocated(call: Any) -> int:
+    """The most bytes that `call` has allocated at once, as torch's profiler saw them come and go."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def row(case: Case, predicted: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Predicted beside measured."""
+    seconds = min(run["median_seconds"] for run in runs)
+    tensors = statistics.median(run["tensor_bytes"] for run in runs)
+    process = statistics.median(run["process_bytes"] for run in runs)
+    memory = predicted["memory_bytes"]
+    return {
+        "case": case.name,
+        **asdict(case),
+        "predicted_seconds": predicted["step_seconds"],
+        "measured_seconds": seconds,
+        "time_error": predicted["step_seconds"] / seconds - 1,
+        "predicted_process_bytes": memory["total"],
+        "measured_process_bytes": process,
+        "process_error": memory["total"] / process - 1,
+        "predicted_tensor_bytes": memory["total"] - memory["runtime"],
+        "measured_tensor_bytes": tensors,
+        "tensor_error": (memory["total"] - memory["runtime"]) / tensors - 1,
+        "predicted_memory": memory,
+        "runs": runs,
+    }
+
+
+def write(rows: list[dict[str, Any]], out: Path) -> None:
+    """The result as JSON and as a table."""
+    errors = {
+        figure: statistics.median(abs(r[f"{figure}_error"]) for r in rows) for figure in ("time", "process", "tensor")
+    }
+    command = " ".join(["python", *sys.argv])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, {"command": command, "median_absolute_error": errors, "rows": rows})
+    lines = [
+        "# Predicted against measured",
+        "",
+        f"Made by `{command}` with limits from `yupana flops limits`; nothing here was used to calibrate. Median "
+        f"absolute error: step time {errors['time']:.1%}, tensors {errors['tensor']:.1%}, the whole process "
+        f"{errors['process']:.1%}.",
+        "",
+        "| configuration | step, predicted | measured | error | tensors, predicted | measured | error | process | error |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['case']} | {r['predicted_seconds']:.3f} s | {r['measured_seconds']:.3f} s | {r['time_error']:+.1%} "
+            f"| {r['predicted_tensor_bytes'] / 1e9:.2f} GB | {r['measured_tensor_bytes'] / 1e9:.2f} GB "
+            f"| {r['tensor_error']:+.1%} | {r['measured_process_bytes'] / 1e9:.2f} GB | {r['process_error']:+.1%} |"
+        )
+    write_atomically(out.with_suffix(".md"), "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
