@@ -2,13 +2,14 @@
 
     python benchmarks/attention.py
 
-bf16, the head shapes of the 7M preset and of Llama 3.2-1B, several lengths at 4 096 tokens a batch; both compiled,
-interleaved round by round, best of all rounds. Writes docs/results/attention.md.
+fp32 and bf16, the head shapes of the 7M preset and of Llama 3.2-1B, several lengths at 4 096 tokens a batch; both
+compiled, interleaved round by round, best of all rounds. Writes docs/results/attention.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -34,27 +35,27 @@ def main() -> None:
     lines = [
         "# Causal attention on a CPU, forward and backward",
         "",
-        f"bf16, {TOKENS:,} tokens, {torch.get_num_threads()} threads, torch {torch.__version__}; best of {rounds} "
+        f"{TOKENS:,} tokens, {torch.get_num_threads()} threads, torch {torch.__version__}; best of {rounds} "
         f"interleaved rounds. Made by `python {' '.join(sys.argv)}`.",
         "",
-        "| heads | seq_len | query blocks | torch's kernel | blocks are faster by |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| dtype | heads | seq_len | query blocks | torch's kernel | blocks are faster by |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    for name, shape in SHAPES.items():
-        for seq in (256, 512, 1024, 2048):
-            blocks, own = race(shape, seq, rounds)
-            lines.append(f"| {name} | {seq:,} | {blocks * 1e3:.0f} ms | {own * 1e3:.0f} ms | {own / blocks:.2f}× |")
-            print(lines[-1], flush=True)
+    for dtype, (name, shape), seq in itertools.product(("float32", "bfloat16"), SHAPES.items(), (256, 512, 1024, 2048)):
+        blocks, own = race(shape, seq, rounds, getattr(torch, dtype))
+        times = f"{blocks * 1e3:.0f} ms | {own * 1e3:.0f} ms | {own / blocks:.2f}×"
+        lines.append(f"| {dtype} | {name} | {seq:,} | {times} |")
+        print(lines[-1], flush=True)
     write_atomically(Path("docs/results/attention.md"), "\n".join(lines) + "\n")
 
 
-def race(shape: tuple[int, int, int], seq: int, rounds: int) -> tuple[float, float]:
+def race(shape: tuple[int, int, int], seq: int, rounds: int, dtype: torch.dtype) -> tuple[float, float]:
     """Seconds of the fastest pass of each."""
     n_heads, n_kv_heads, head_dim = shape
     torch._dynamo.reset()
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
-        torch.randn(TOKENS // seq, seq, heads, head_dim, generator=generator, dtype=torch.bfloat16)
+        torch.randn(TOKENS // seq, seq, heads, head_dim, generator=generator, dtype=dtype)
         .transpose(1, 2)
         .requires_grad_()
         for heads in (n_heads, n_kv_heads, n_kv_heads)

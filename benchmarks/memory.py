@@ -52,29 +52,25 @@ def measure(way: str, tokens: int, steps: int) -> dict[str, Any]:
 
     host.keep_memory()
     import torch
-    import torch.nn.functional as F
 
     from yupana.config import load
-    from yupana.train import optimizer
-    from yupana.train.loss import linear_cross_entropy, softmax_gradient
-    from yupana.train.session import build_model, fuse
+    from yupana.train import fast, optimizer
+    from yupana.train.session import build_model
 
-    config = load("llama3.2-1b", None, ["--model.n_layers=2", "--train.steps=1"])
+    settings = ["--model.n_layers=2", "--train.steps=1", f"--data.seq_len={tokens}", f"--fast.loss={way}"]
+    config = load("llama3.2-1b", None, settings)
     before = peak_rss_bytes()
     model = build_model(config, "cpu", "bf16")
     optim = optimizer.build(model, "bf16", config.optim, 0)
-    fuse(model, "cpu", tokens)
-    kernel = torch.compile(softmax_gradient, dynamic=False)
+    fast.apply(model, config, "cpu", "block")
+    head_and_loss = fast.loss_function(config, "block")
     ids = torch.randint(0, config.model.vocab_size, (1, tokens + 1), generator=torch.Generator().manual_seed(0))
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].flatten()
     scale = torch.tensor(1.0 / tokens)
 
     def step(index: int) -> float:
         hidden = model.hidden(inputs).flatten(0, 1)
-        if way == "chunked":
-            loss = linear_cross_entropy(hidden, model.output_weight, targets, scale, kernel)
-        else:
-            loss = F.cross_entropy(F.linear(hidden, model.output_weight).float(), targets)
+        loss = head_and_loss(hidden, model.output_weight, targets, scale)
         loss.backward()
         optim.collect()
         optim.step(index, 1e-4)

@@ -14,10 +14,10 @@ FOUNDATION = {"errors", "files", "config"}
 ALLOWED = {
     "model": {"model", "errors", "files"},
     "anatomy": {"anatomy", "errors"},
-    "flops": {"flops", "model.shapes", "errors", "files"},
+    "flops": {"flops", "model.shapes", "run", "errors", "files"},  # run: the ladder reads its rungs' records
     "corpus": {"corpus", *FOUNDATION},
     "train": {"train", "model", "corpus", "flops", "run", "yupana", *FOUNDATION},
-    "scaling": {"scaling", "flops", "run", "model.shapes", *FOUNDATION},
+    "scaling": {"scaling", "flops", "run", "model.shapes", "train.schedule", *FOUNDATION},
     "report": {"report", "run", "flops", "model.shapes", *FOUNDATION},
 }
 HEAVY = {"transformers", "trl", "peft", "datasets", "wandb", "matplotlib", "pyarrow", "tensorboard"}

@@ -14,9 +14,8 @@ from protocol import BETAS, CLIP, WEIGHT_DECAY, Channel, Job, read_job, serve
 import yupana
 from yupana.config import Config, DataConfig, OptimConfig, TrainConfig
 from yupana.model.shapes import ModelShape, RopeScaling
-from yupana.train import host, optimizer
-from yupana.train.loss import linear_cross_entropy, softmax_gradient
-from yupana.train.session import build_model, fuse
+from yupana.train import fast, host, optimizer
+from yupana.train.session import build_model
 
 
 def main() -> None:
@@ -27,15 +26,15 @@ def main() -> None:
     config = configuration(job, batch, tokens - 1)
     model = build_model(config, "cpu", job.dtype)
     optim = optimizer.build(model, job.dtype, config.optim, job.seed)
-    kernel = torch.compile(softmax_gradient, dynamic=False) if job.compile else softmax_gradient
-    if job.compile:
-        fuse(model, "cpu", config.data.seq_len)
+    compiled = "block" if job.compile else "off"
+    head_and_loss = fast.loss_function(config, compiled)
+    fast.apply(model, config, "cpu", compiled)
     scale = torch.tensor(1.0 / (batch * (tokens - 1)))
 
     def step(index: int) -> float:
         sequences = batches[index % len(batches)]  # [batch, seq + 1]
         hidden = model.hidden(sequences[:, :-1].contiguous()).flatten(0, 1)
-        loss = linear_cross_entropy(hidden, model.output_weight, sequences[:, 1:].flatten(), scale, kernel)
+        loss = head_and_loss(hidden, model.output_weight, sequences[:, 1:].flatten(), scale)
         loss.backward()
         optim.collect()
         optim.step(index, job.lr)

@@ -6,11 +6,11 @@ import argparse
 import sys
 
 from yupana import __version__
-from yupana.commands import anatomy, corpus, flops, runs, train
+from yupana.commands import anatomy, corpus, flops, runs, scaling, train
 from yupana.commands.shared import Parser
 from yupana.errors import UserError
 
-COMMANDS = (train, runs, corpus, flops, anatomy)  # in the order of --help
+COMMANDS = (train, runs, corpus, flops, scaling, anatomy)  # in the order of --help
 
 EXAMPLES = """examples:
   yupana train 7m --run runs/demo                    train the demo on the Python library's own source
@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   yupana export runs/demo --out exported/            a folder that transformers loads
   yupana flops count llama3.2-1b --seq_len 4096
   yupana anatomy attention                           its formulas, cost and check; alone: the whole step
+  yupana scaling plan --hardware h100 --count 8 --hours 24 --mfu 0.45
   yupana report runs/demo
 """
 

@@ -60,11 +60,14 @@ class TrainConfig:
     """Sequences in an optimiser step."""
     micro_batch: int | None = None
     """Sequences in one forward and backward pass (gradient accumulation); default: all of global_batch."""
-    precision: Literal["auto", "fp32", "bf16-autocast", "bf16", "bf16-lean"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16-autocast", "bf16", "bf16-lean"] = "auto"
     """bf16: bf16 weights with fp32 master copies in the optimiser; bf16-lean: bf16 weights and moments with
-    stochastic rounding, 8 bytes a parameter; auto: bf16 where the machine multiplies it faster than fp32."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto: on when the run is long enough to earn the compile time back."""
+    stochastic rounding, 8 bytes a parameter; tf32: fp32 rounded to 19 bits inside a GPU's products; auto: bf16 where
+    the machine multiplies it faster than fp32."""
+    compile: Literal["auto", "off", "block", "model", "max-autotune", "cuda-graphs"] = "auto"
+    """torch.compile: one block that all layers share, the whole model, the block with every product's kernel
+    searched for, or the whole model replayed as CUDA graphs; auto: block, when the run is long enough to earn the
+    compile time back."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU if there is one."""
     seed: int = 0
@@ -88,6 +91,30 @@ class TrainConfig:
             return self.steps
         assert self.tokens is not None
         return -(-self.tokens // (self.global_batch * seq_len))
+
+
+@dataclass(frozen=True)
+class FastConfig:
+    """The fast paths, each of which can be switched back to its slow twin: the rungs of `yupana flops ladder`."""
+
+    attention: Literal["auto", "unfused", "sdpa", "blocked", "flash", "cudnn", "flex"] = "auto"
+    """unfused: scores whole; sdpa: torch's choice; blocked: query blocks, for a CPU; flash, cudnn: that back end of a
+    GPU; flex: FlexAttention, whose cost follows the documents; auto: the fastest known for the device and length."""
+    projections: Literal["fused", "separate"] = "fused"
+    """Q, K and V from one product, gate and up from one; or from three and two."""
+    loss: Literal["chunked", "full"] = "chunked"
+    """Output head and cross-entropy a chunk of tokens at a time, or all logits at once."""
+    adamw: Literal["fused", "foreach", "loop"] = "fused"
+    """One kernel for all parameters, one an operation, or one an operation and parameter."""
+    recompute: Literal["none", "selective", "block"] = "none"
+    """What is computed again in the backward pass to save memory: the cheap operations of a compiled block, or all
+    of each block."""
+    float8: Literal["off", "tensorwise", "rowwise"] = "off"
+    """8-bit products in the blocks (not in the head), scaled by tensor or by row; a GPU from Ada or Hopper on."""
+    allocator: Literal["keep", "system"] = "keep"
+    """keep: freed memory stays with the process (a CPU), segments can grow (a GPU); system: as the system does it."""
+    overlap: bool = True
+    """Read the next batch during a step, and let Python collect garbage only between evaluations."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +197,7 @@ class Config:
     model: ModelShape = field(default_factory=ModelShape)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=100))
+    fast: FastConfig = field(default_factory=FastConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)

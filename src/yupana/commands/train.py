@@ -28,9 +28,6 @@ def train(arguments: argparse.Namespace) -> int:
     """`yupana train`."""
     if arguments.help:
         return _help(arguments)
-    from yupana.train import host
-
-    host.keep_memory()  # before torch allocates anything
     from yupana.run import RunDirectory
     from yupana.train.begin import begin
     from yupana.train.interrupt import Interrupted

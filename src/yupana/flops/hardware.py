@@ -36,10 +36,10 @@ class Peaks:
 
 
 def peaks(device: str, dtype: str) -> Peaks:
-    """Peaks of `device` ("cpu" or "cuda") for `dtype` ("float32" or "bfloat16")."""
+    """Peaks of `device` ("cpu" or "cuda") for `dtype` ("bfloat16", "float32", or on a GPU "tf32")."""
     name = device_name(device)
     row = of_device(name)
-    sheet = row.bf16 if row is not None and dtype == "bfloat16" else None
+    sheet = {"bfloat16": row.bf16, "tf32": row.tf32, "float32": row.fp32}[dtype] if row is not None else None
     source = row.source if row is not None and sheet else f"measured matrix product on {name}"
     return Peaks(name, dtype, best_rates(device)[dtype], sheet, source)
 
@@ -96,15 +96,17 @@ def matmul_rates(device: str, seconds: float = 0.5) -> dict[str, float]:
     import torch
 
     sizes = (8192, 4096) if device == "cuda" else (2048, 1024)
-    squares = {
-        dtype: [torch.randn(3, size, size, device=device).to(getattr(torch, dtype)) for size in sizes]
-        for dtype in ("bfloat16", "float32")
-    }
+    full = [torch.randn(3, size, size, device=device) for size in sizes]
+    squares = {"bfloat16": [matrices.bfloat16() for matrices in full], "float32": full}
+    if device == "cuda":
+        squares["tf32"] = full
     best = dict.fromkeys(squares, 0.0)
     end = time.perf_counter() + seconds
     attempt = 0
+    allowed = torch.backends.cuda.matmul.allow_tf32
     while attempt < 3 or time.perf_counter() < end:
         for dtype, matrices in squares.items():
+            torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
             for a, b, out in matrices:
                 start = time.perf_counter()
                 torch.mm(a, b, out=out)
@@ -113,6 +115,7 @@ def matmul_rates(device: str, seconds: float = 0.5) -> dict[str, float]:
                 if attempt:  # the first products pay for start-up
                     best[dtype] = max(best[dtype], 2 * len(a) ** 3 / (time.perf_counter() - start))
         attempt += 1
+    torch.backends.cuda.matmul.allow_tf32 = allowed
     return best
 
 

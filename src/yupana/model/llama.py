@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: LayerCache | None = None) -> Tensor:
         """[batch, seq, d_model] → [batch, seq, d_model]; `mask` is True where a token may look, None is causal."""
         batch, seq, _ = x.shape
-        q, k, v = self.wqkv(x).split(self.widths, dim=-1)
+        q, k, v = self.project(x)
         q = rotate(q.view(batch, seq, -1, self.head_dim), rope).transpose(1, 2)  # [batch, n_heads, seq, head_dim]
         k = rotate(k.view(batch, seq, -1, self.head_dim), rope).transpose(1, 2)  # [batch, n_kv_heads, seq, head_dim]
         v = v.view(batch, seq, -1, self.head_dim).transpose(1, 2)
@@ -56,6 +57,10 @@ class Attention(nn.Module):
             k, v = cache.append(k, v)
         out = self.attend(q, k, v, mask)  # [batch, n_heads, seq, head_dim]
         return self.wo(out.transpose(1, 2).reshape(batch, seq, -1))
+
+    def project(self, x: Tensor) -> Sequence[Tensor]:
+        """[batch, seq, d_model] → queries [batch, seq, q_width], keys and values [batch, seq, kv_width]."""
+        return self.wqkv(x).split(self.widths, dim=-1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -77,8 +82,12 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_model] → [..., d_model]."""
-        gate, up = self.w_gate_up(x).chunk(2, dim=-1)
+        gate, up = self.project(x)
         return self.w_down(F.silu(gate) * up)
+
+    def project(self, x: Tensor) -> Sequence[Tensor]:
+        """[..., d_model] → gate and up, each [..., d_ff]."""
+        return self.w_gate_up(x).chunk(2, dim=-1)
 
 
 class Block(nn.Module):
@@ -106,6 +115,7 @@ class Llama(nn.Module):
         self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.n_layers))
         self.norm = RMSNorm(shape.d_model, shape.norm_eps)
+        self.mask: MakeMask = attention_mask  # belongs to the layers' `attend`
         self.output = None if shape.tie_embeddings else nn.Linear(shape.d_model, shape.vocab_size, bias=False)
 
     @property
@@ -122,7 +132,7 @@ class Llama(nn.Module):
         start = 0 if cache is None else cache.length
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         rope = rope_table(self.shape, positions)
-        mask = attention_mask(positions, document_ids, cached=start)
+        mask = self.mask(positions, document_ids, start)
         x = self.embedding(tokens)
         for index, layer in enumerate(self.layers):
             x = layer(x, rope, mask, None if cache is None else cache.layers[index])
@@ -193,6 +203,9 @@ def attention_mask(positions: Tensor, document_ids: Tensor | None, cached: int) 
     if document_ids is not None:
         mask = mask & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
     return mask
+
+
+MakeMask = Callable[[Tensor, Tensor | None, int], Any]
 
 
 class LayerCache:

@@ -21,6 +21,7 @@ from yupana.errors import UserError
 from yupana.flops.hardware import cache_folder
 from yupana.model.huggingface_config import config_from_shape
 from yupana.run import RunDirectory
+from yupana.train import host
 from yupana.train.exchange import export_run
 from yupana.train.loop import train
 
@@ -46,6 +47,8 @@ def begin(
     if preset is None and file is None and not overrides:
         raise UserError(f"name a preset ({', '.join(settings.preset_names())}) or give --config FILE")
     config = settings.load(preset, file, overrides)
+    if config.fast.allocator == "keep":
+        host.keep_memory()
     if config.checkpoint.export:  # refuse now what could not be exported at the end
         config_from_shape(config.model, torch.bfloat16, None, None, config.data.seq_len)
     corpora = open_corpora(config)

@@ -8,6 +8,7 @@ import shutil
 import sys
 
 from yupana.config import Config
+from yupana.errors import UserError
 from yupana.flops import count
 
 # Of malloc.h. The thresholds above which glibc maps memory anew, and gives it back at the top of the heap.
@@ -18,10 +19,12 @@ def keep_memory() -> bool:
     """Make glibc keep freed memory instead of giving it back to the kernel every step, and use huge pages.
 
     A training step frees and allocates the same gigabytes again and again; by default glibc unmaps each large
-    block, and the kernel zeroes and maps every page anew: 10–40 % of a CPU step. Returns whether it took effect.
-    Call it before torch allocates anything.
+    block, and the kernel zeroes and maps every page anew: 10–40 % of a CPU step. On a GPU, torch's segments are let
+    grow instead of being cut into pieces that fit nothing. Returns whether glibc agreed. Call it before torch
+    allocates anything large.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own: huge pages for large tensors
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -42,12 +45,20 @@ def make_deterministic(device: str) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def should_compile(config: Config, device: str, peak: float) -> bool:
-    """Whether torch.compile earns back its time: about half a minute on a CPU, a fifth of the step after that."""
-    if config.train.compile != "auto":
-        return config.train.compile == "on"
-    if device == "cpu" and shutil.which("g++") is None:
-        return False
-    tokens = config.total_steps * config.train.global_batch * config.data.seq_len
-    expected_seconds = count.flops_per_token(config.model, config.data.seq_len)["palm"] * tokens / (0.4 * peak)
-    return expected_seconds > 120
+def how_to_compile(config: Config, device: str, peak: float) -> str:
+    """What train.compile comes to: itself, and for auto "block" where that earns back its time, or "off".
+
+    Compiling takes about half a minute on a CPU and saves a fifth of every step after that. Raises UserError for
+    CUDA graphs without a GPU, and for a recomputation that only a compiled model has.
+    """
+    how: str = config.train.compile
+    if how == "cuda-graphs" and device != "cuda":
+        raise UserError("train.compile is cuda-graphs, which needs a GPU: use block here")
+    if how == "auto":
+        tokens = config.total_steps * config.train.global_batch * config.data.seq_len
+        expected = count.flops_per_token(config.model, config.data.seq_len)["palm"] * tokens / (0.4 * peak)
+        can = device != "cpu" or shutil.which("g++") is not None
+        how = "block" if can and expected > 120 else "off"
+    if how == "off" and config.fast.recompute == "selective":
+        raise UserError("fast.recompute is selective, which a compiled model does: set train.compile to block")
+    return how

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,12 +18,15 @@ from yupana.train import checkpoint
 from yupana.train.evaluate import Evaluation, evaluate
 from yupana.train.health import Health
 from yupana.train.interrupt import Interrupted, Interruption
-from yupana.train.loss import IGNORED, linear_cross_entropy
+from yupana.train.loss import IGNORED
+from yupana.train.prefetch import Prefetch
 from yupana.train.progress import Progress
 from yupana.train.recorder import Recorder
 from yupana.train.schedule import learning_rate
 from yupana.train.session import Session, identity, prepare
 from yupana.train.trackers import Trackers
+
+MicroBatch = tuple[Tensor, Tensor, Tensor | None]  # tokens, targets and document ids, each [batch, seq]
 
 
 def train(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, resume: bool) -> dict[str, Any]:
@@ -31,13 +35,18 @@ def train(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, re
     Raises UserError for input that does not fit, for a loss that is not finite, and Interrupted for a signal.
     """
     session = prepare(config, run, corpora, resume=resume)
-    with Interruption() as interruption, Progress(session) as progress, Trackers(config, run) as trackers:
+    with (
+        Interruption() as interruption,
+        Progress(session) as progress,
+        Trackers(config, run) as trackers,
+        Prefetch(functools.partial(read_batch, session), config.total_steps, config.fast.overlap) as batches,
+    ):
         recorder = Recorder(session, progress, trackers)
         if session.start == 0:
             recorder.evaluated(0, held_out_loss(session))
         for step in range(session.start, config.total_steps):
             lr = learning_rate(step, config.total_steps, config.optim)
-            loss = forward_backward(session, step)
+            loss = forward_backward(session, batches(step))
             every = config.log.anatomy_every
             health = Health(session.model, session.optimizer) if every and (step + 1) % every == 0 else None
             grad_norm = session.optimizer.step(step, lr)
@@ -51,6 +60,7 @@ def train(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, re
             if done % config.log.eval_every == 0 or saving:
                 recorder.flush()
                 validation = recorder.evaluated(done, held_out_loss(session))
+                batches.tidy()
             if saving or interruption.asked:
                 recorder.flush()
                 save(session, done, validation, recorder.seconds)
@@ -63,18 +73,22 @@ def train(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, re
         return recorder.summary()
 
 
-def forward_backward(session: Session, step: int) -> Tensor:
-    """The mean loss of global batch `step` in nats a token; its gradients are with the optimiser."""
+def read_batch(session: Session, step: int) -> list[MicroBatch]:
+    """Global batch `step` in micro-batches, on its way to the device."""
     size, rows = session.config.train.global_batch, session.micro_batch
     parts = [session.batches.batch(step, rows=range(start, start + rows)) for start in range(0, size, rows)]
-    predicted = sum(int((part.targets != IGNORED).sum()) for part in parts)
-    scale = torch.tensor(1.0 / max(predicted, 1), device=session.device)
+    return [on_device(part, session.device) for part in parts]
+
+
+def forward_backward(session: Session, parts: list[MicroBatch]) -> Tensor:
+    """The mean loss of a global batch in nats a token; its gradients are with the optimiser."""
+    predicted = torch.stack([(targets != IGNORED).sum() for _, targets, _ in parts]).sum()
+    scale = 1.0 / predicted.clamp_min(1).float()
     losses = []
-    for part in parts:
-        tokens, targets, documents = on_device(part, session.device)
+    for tokens, targets, documents in parts:
         with autocast(session):
             hidden = session.model.hidden(tokens, documents).flatten(0, 1)
-            loss = linear_cross_entropy(hidden, session.model.output_weight, targets.flatten(), scale, session.kernel)
+            loss = session.loss_function(hidden, session.model.output_weight, targets.flatten(), scale)
         loss.backward()
         session.optimizer.collect()
         losses.append(loss.detach())
@@ -87,8 +101,8 @@ def one_sequence(session: Session, step: int) -> tuple[Tensor, Tensor | None]:
     return tokens, documents
 
 
-def on_device(batch: Batch, device: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Tokens, targets and document ids, each [batch, seq]."""
+def on_device(batch: Batch, device: str) -> MicroBatch:
+    """Tokens, targets and document ids of a batch."""
     arrays = (batch.tokens, batch.targets, batch.document_ids)
     tokens, targets, documents = (None if a is None else _to(torch.from_numpy(a), device) for a in arrays)
     assert tokens is not None

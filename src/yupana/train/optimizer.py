@@ -37,29 +37,34 @@ class Optimizer(Protocol):
         """Called once `state` has been filled from a checkpoint taken after `step` steps."""
 
 
-def build(model: nn.Module, precision: str, optim: OptimConfig, seed: int) -> Optimizer:
-    """The optimiser of a precision: "fp32", "bf16-autocast", "bf16" or "bf16-lean"."""
+def build(model: nn.Module, precision: str, optim: OptimConfig, seed: int, kernel: str = "fused") -> Optimizer:
+    """The optimiser of a precision: "fp32", "tf32", "bf16-autocast", "bf16" or "bf16-lean".
+
+    `kernel` is `fast.adamw`: "fused", "foreach" or "loop" (the lean one has its own).
+    """
     if precision == "bf16-lean":
         return LeanAdamW(model, optim, seed)
-    return FusedAdamW(model, optim, masters=precision == "bf16")
+    return AdamW(model, optim, masters=precision == "bf16", kernel=kernel)
 
 
-class FusedAdamW:
-    """torch's fused AdamW on fp32 weights: the model's own, or master copies of its bf16 weights."""
+class AdamW:
+    """torch's AdamW on fp32 weights: the model's own, or master copies of its bf16 weights."""
 
-    def __init__(self, model: nn.Module, optim: OptimConfig, masters: bool) -> None:
+    def __init__(self, model: nn.Module, optim: OptimConfig, masters: bool, kernel: str = "fused") -> None:
         self.names = [name for name, _ in model.named_parameters()]
         self.weights: list[Tensor] = list(model.parameters())
         self.masters: list[Tensor] = (
             [w.detach().float().requires_grad_() for w in self.weights] if masters else self.weights
         )
-        self.has_masters, self.clip = masters, optim.clip
+        self.has_masters, self.clip, self.kernel = masters, optim.clip, kernel
         self.updated = dict(zip(self.names, self.masters, strict=True))
         groups = [
             {"params": [m for m in self.masters if m.ndim >= 2], "weight_decay": optim.weight_decay},
             {"params": [m for m in self.masters if m.ndim < 2], "weight_decay": 0.0},
         ]
-        self.adamw = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+        self.adamw = torch.optim.AdamW(
+            groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=kernel == "fused", foreach=kernel == "foreach"
+        )
         for master in self.masters:  # made now rather than at the first step, so that a checkpoint can fill it
             self.adamw.state[master] = {
                 "step": torch.zeros((), dtype=torch.float32, device=master.device),
@@ -82,7 +87,9 @@ class FusedAdamW:
         """See Optimizer."""
         gradients = [master.grad for master in self.masters if master.grad is not None]
         norm = global_norm(gradients)
-        if self.clip:
+        if self.clip and self.kernel == "fused":  # divides as it reads: no pass over the gradients of its own
+            self.adamw.grad_scale = ((norm + 1e-6) / self.clip).clamp(min=1.0)  # type: ignore[attr-defined]
+        elif self.clip:
             torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0))
         for group in self.adamw.param_groups:
             group["lr"] = lr

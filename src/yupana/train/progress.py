@@ -32,14 +32,14 @@ class Progress:
         self.console.print(
             f"[bold]{shape.parameters / 1e6:,.1f} M parameters[/] · {self.total:,} steps of "
             f"{session.config.train.global_batch} × {session.config.data.seq_len} tokens · {session.precision}"
-            f"{', compiled' if session.compiled else ''} · {peaks.device}, {sheet}"
+            f"{', compiled' if session.compiled != 'off' else ''} · {peaks.device}, {sheet}"
             f"{peaks.measured / 1e12:.3g} TFLOP/s measured",
             highlight=False,
             soft_wrap=True,
         )
         for text in session.notes:
             self.note(text)
-        if session.compiled:
+        if session.compiled != "off":
             self.console.print("[dim]the first step compiles: about half a minute the first time[/]")
         if self.console.is_terminal:
             self.live.start()

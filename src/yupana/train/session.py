@@ -19,10 +19,10 @@ from yupana.corpus.shards import Corpus
 from yupana.errors import UserError
 from yupana.files import write_atomically, write_json
 from yupana.flops import count, hardware
-from yupana.model.llama import Block, Llama
+from yupana.model.llama import Llama
 from yupana.run import RunDirectory
-from yupana.train import attention, checkpoint, host, optimizer
-from yupana.train.loss import softmax_gradient
+from yupana.train import checkpoint, fast, host, optimizer
+from yupana.train.loss import LossFunction
 
 # What a checkpoint's manifest and the configuration must agree on, or data would be skipped or repeated.
 MUST_MATCH = {
@@ -46,12 +46,12 @@ class Session:
     corpora: dict[Corpus, float]
     device: str
     precision: str
-    compiled: bool
+    compiled: str
     peaks: hardware.Peaks
     model: Llama
     optimizer: optimizer.Optimizer
     batches: Batches
-    kernel: Any
+    loss_function: LossFunction
     start: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -72,8 +72,9 @@ def prepare(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, 
     device = choose_device(config.train.device)
     fits(config, corpora)
     precision = choose_precision(config.train.precision, device)
-    peaks = hardware.peaks(device, "float32" if precision == "fp32" else "bfloat16")
+    peaks = hardware.peaks(device, {"fp32": "float32", "tf32": "tf32"}.get(precision, "bfloat16"))
     host.make_deterministic(device)
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     batches = Batches(
         corpora,
         seq_len=config.data.seq_len,
@@ -82,7 +83,7 @@ def prepare(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, 
         packing=config.data.packing,
     )
     model = build_model(config, device, precision)
-    compiled = host.should_compile(config, device, peaks.best_known)
+    compiled = host.how_to_compile(config, device, peaks.best_known)
     session = Session(
         config,
         run,
@@ -92,12 +93,11 @@ def prepare(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, 
         compiled,
         peaks,
         model,
-        optimizer.build(model, precision, config.optim, config.train.seed),
+        optimizer.build(model, precision, config.optim, config.train.seed, config.fast.adamw),
         batches,
-        torch.compile(softmax_gradient, dynamic=False) if compiled else softmax_gradient,
+        fast.loss_function(config, compiled),
     )
-    if compiled:
-        fuse(model, device, config.data.seq_len)
+    fast.apply(model, config, device, compiled)
     if resume:
         restore(session)
     settings.save(config, run.config_file)
@@ -105,15 +105,6 @@ def prepare(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, 
     write_json(run.env_file, environment(session))
     run.rewind(session.start)
     return session
-
-
-def fuse(model: Llama, device: str, seq_len: int) -> None:
-    """Compile one block, which all layers then use, with the attention that is fastest on this device."""
-    for layer in model.layers:
-        assert isinstance(layer, Block)
-        if device == "cpu" and seq_len <= attention.LONGEST:
-            layer.attention.attend = attention.blocked_causal_attention
-        layer.compile(fullgraph=True, dynamic=False)
 
 
 def build_model(config: Config, device: str, precision: str) -> Llama:
@@ -142,7 +133,11 @@ def restore(session: Session) -> None:
             for name, parameter in session.model.named_parameters():
                 parameter.copy_(weights[name])
         session.optimizer = optimizer.build(
-            session.model, session.precision, session.config.optim, session.config.train.seed
+            session.model,
+            session.precision,
+            session.config.optim,
+            session.config.train.seed,
+            session.config.fast.adamw,
         )
     else:
         checkpoint.load(folder, checkpoint.model_tensors(session.model) | session.optimizer.state())
@@ -201,6 +196,8 @@ def choose_device(wanted: str) -> str:
 
 def choose_precision(wanted: str, device: str) -> str:
     """bf16 where the machine is fast at it, unless the user says otherwise."""
+    if wanted == "tf32" and device != "cuda":
+        raise UserError("train.precision is tf32, which a GPU's matrix products have: use fp32 here")
     if wanted != "auto":
         return wanted
     return "bf16" if hardware.bf16_is_fast(device) else "fp32"

@@ -1,0 +1,1 @@
+"""Scaling laws: published ones, fits to measured points, predictions, and plans from hardware and time."""

@@ -1,0 +1,133 @@
+"""The ladder and the waterfall: the parts sum to the step, the records are those of real runs."""
+
+import json
+
+import pytest
+from conftest import TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yupana.flops.count import flops_per_token
+from yupana.flops.explain import explain
+from yupana.flops.hardware import Peaks
+from yupana.flops.ladder import climb, levers
+from yupana.flops.waterfall import Event, by_shape, kind_of, waterfall
+from yupana.model.shapes import ModelShape
+
+SHAPE = ModelShape()
+NAMES = [
+    "aten::mm", "aten::bmm", "aten::_fused_adamw_", "graph_0_cpp_fused_mul_silu_7", "aten::copy_", "something_else",
+    "yupana.data", "## Call CompiledFxGraph f ##",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("aten::mm", "matrix products"),
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_TNT", "matrix products"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "matrix products"),
+        ("aten::bmm", "attention"),
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64>>", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16", "attention"),
+        ("graph_0_cpp_fused__softmax__unsafe_view_clone_masked_fill_tril_view_4", "attention"),
+        ("graph_1_cpp_fused_amax_clamp_min_exp_expm1_gather_log_mul_ne_neg_scatter_sub_sum_0", "head and loss"),
+        ("triton_red_fused_exp_gather_logsumexp_sub_1", "head and loss"),
+        ("graph_0_cpp_fused__unsafe_view_add_mean_mul_pow_rsqrt_6", "norms"),
+        ("graph_0_cpp_fused_add_div_expand_mul_pow_sum_view_10", "norms"),
+        ("triton_poi_fused_mul_silu_silu_backward_split_0", "SwiGLU"),
+        ("graph_0_cpp_fused__unsafe_view_add_cat_clone_mul_neg_slice_7", "rotary"),
+        ("graph_0_cpp_fused_clone_slice_transpose_view_2", "attention"),
+        ("graph_0_cpp_fused__unsafe_view_add_8", "residuals"),
+        ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimizer"),
+        ("ncclDevKernel_AllGather_RING_LL", "communication"),
+        ("Memcpy HtoD (Pinned -> Device)", "copies and casts"),
+        ("aten::embedding_dense_backward", "embedding"),
+        ("## Call CompiledFxGraph fmoqcw3egr7lsi47 ##", "host and gaps"),
+        ("void a_kernel_nobody_has_heard_of<float>", "other elementwise"),
+    ],
+)
+def test_kernels_of_cpu_and_gpu_fall_into_their_parts(name, part):
+    assert kind_of(Event(name, 1.0)) == part
+
+
+@given(
+    events=st.lists(st.builds(Event, st.sampled_from(NAMES), st.floats(1e-6, 1.0)), max_size=30),
+    slack=st.floats(0, 2.0),
+    steps=st.integers(1, 5),
+)
+@settings(deadline=None)
+def test_parts_sum_to_the_step_and_losses_to_what_mfu_leaves(events, slack, steps):
+    wall = sum(e.seconds for e in events) + slack + 1e-3
+    peak = 1e12
+    parts = waterfall(events, wall, steps, SHAPE, batch=2, seq_len=64, peak=peak)
+    step = wall / steps
+    assert sum(p.seconds for p in parts) == pytest.approx(step)
+    useful = {p.name: p.useful_seconds for p in parts}
+    if {"matrix products", "attention"} <= set(useful):
+        mfu = 2 * 64 * flops_per_token(SHAPE, 64)["exact"] / step / peak
+        assert mfu + sum(p.lost_seconds for p in parts) / step == pytest.approx(1)
+
+
+def test_the_result_is_scaled_to_an_unprofiled_step():
+    events = [Event("aten::mm", 2.0, ((64, 32), (32, 16))), Event("aten::bmm", 1.0), Event("aten::copy_", 0.5)]
+    peaks = Peaks("cpu", "float32", 1e9, None, "measured")
+    result = explain(events, events, 2, 4.0, 2.0, SHAPE, 1, 64, peaks)
+    assert result["step_seconds"] == 1.0
+    assert result["profiler_overhead"] == pytest.approx(1.0)
+    seconds = {part["name"]: part["seconds"] for part in result["parts"]}
+    assert seconds == pytest.approx(
+        {"matrix products": 0.5, "attention": 0.25, "copies and casts": 0.125, "host and gaps": 0.125}
+    )
+    assert result["products"][0] == pytest.approx(
+        {"m": 64, "k": 32, "n": 16, "count": 0.5, "seconds": 0.5, "share_of_peak": 64 * 32 * 16 / 0.5 / 1e9,
+         "lost_seconds": 0.5 - 64 * 32 * 16 / 1e9}
+    )  # fmt: skip
+
+
+def test_products_are_grouped_by_their_sizes():
+    events = [Event("aten::mm", s, ((8, 4), (4, 2))) for s in (1.0, 3.0)] + [Event("aten::mm", 1.0, ((2, 2), (2, 2)))]
+    rows = by_shape(events, 2, 1e3)
+    assert [(r["m"], r["k"], r["n"], r["count"], r["seconds"]) for r in rows] == [(8, 4, 2, 1.0, 2.0), (2, 2, 2, 0.5, 0.5)]
+
+
+@pytest.mark.slow
+def test_a_ladder_climbs_keeps_what_helps_and_goes_on_after_a_stop(tmp_path, corpus):
+    few = [lever for lever in levers(2, 8) if lever.name.split()[0] in ("fp32,", "Q,", "AdamW", "float8", "micro-batch")]
+    seen = []
+    model = [*TINY, f"--data.corpus={corpus}"]
+    rungs = climb(model, 6, tmp_path, "cpu", few, lambda done, total, name: seen.append((done, total)))
+    assert [r["name"] for r in rungs] == [lever.name for lever in few if lever.on != "cuda"]
+    assert seen == [(n, len(rungs)) for n in range(len(rungs) + 1)]
+    assert rungs[0]["loss_difference"] == 0
+    for number, rung in enumerate(rungs):
+        assert abs(rung["loss_difference"]) < 1e-3
+        assert 0 < rung["mfu_exact"] < rung["mfu"]
+        record = (tmp_path / f"rung_{number:02d}" / "run.yaml").read_text()
+        assert "attention: unfused" in record
+    marks = [(tmp_path / f"rung_{n:02d}" / "metrics.jsonl").stat().st_mtime_ns for n in range(len(rungs))]
+    again = climb(model, 6, tmp_path, "cpu", few)
+    assert [r["tokens_per_second"] for r in again] == [r["tokens_per_second"] for r in rungs]
+    assert marks == [(tmp_path / f"rung_{n:02d}" / "metrics.jsonl").stat().st_mtime_ns for n in range(len(rungs))]
+
+
+@pytest.mark.slow
+def test_explain_and_ladder_through_the_command_line(tmp_path, corpus, yupana):
+    arguments = [*TINY, f"--data.corpus={corpus}", "--train.steps=4"]
+    run = tmp_path / "run"
+    assert yupana("train", "7m", "--run", run, *arguments, "--train.tokens=null").returncode == 0
+    done = yupana("flops", "explain", run, "--steps", "3", "--save", tmp_path / "fall.png", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert sum(p["seconds"] for p in result["parts"]) == pytest.approx(result["step_seconds"], rel=0.02)
+    assert result["mfu"]["exact"] + sum(p["lost_share"] for p in result["parts"]) == pytest.approx(1, abs=0.02)
+    assert all(p["lever"] for p in result["parts"])
+    assert (tmp_path / "fall.png").stat().st_size > 10_000
+    assert json.loads((run / "waterfall.json").read_text()) == result
+
+    refused = yupana("flops", "explain", tmp_path / "nowhere")
+    assert refused.returncode == 2
+    assert "is no configuration" in refused.stderr
+    refused = yupana("flops", "ladder", "7m", "--micro_batch", "3")
+    assert refused.returncode == 2
+    assert "multiple of both micro-batches" in refused.stderr
