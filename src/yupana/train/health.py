@@ -17,7 +17,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from yupana.model.llama import Attention, Block, Llama, Rope, attention_mask, rope_table, rotate
+from yupana.model.llama import Attention, Block, Llama, Rope, attend, attention_mask, rope_table, rotate
 from yupana.train.optimizer import Optimizer
 
 Figures = dict[str, float | None]
@@ -78,18 +78,23 @@ def part_of(name: str) -> str:
 
 @torch.no_grad()
 def probe(model: Llama, tokens: Tensor, document_ids: Tensor | None) -> list[Figures]:
-    """Of each layer `activation_rms`, `attention_max` and `attention_entropy` on `tokens` [1, seq]."""
-    positions = torch.arange(tokens.shape[1], device=tokens.device)
+    """Of each layer `activation_rms`, `attention_max` and `attention_entropy` on `tokens` [1, seq].
+
+    The blocks are walked through here, whatever fast paths the model wears (compiled, recomputing, another attention).
+    """
+    seq = tokens.shape[1]
+    positions = torch.arange(seq, device=tokens.device)
     rope = rope_table(model.shape, positions)
     mask = attention_mask(positions, document_ids, cached=0)
-    seen = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).tril()
-    seen = seen if mask is None else mask[0, 0]
+    seen = torch.ones(seq, seq, dtype=torch.bool, device=tokens.device).tril() if mask is None else mask[0, 0]
     x = model.embedding(tokens)
     found: list[Figures] = []
     for layer in model.layers:
         assert isinstance(layer, Block)
-        largest, entropy = attention_figures(layer.attention, layer.attention_norm(x), rope, seen)
-        x = layer.forward(x, rope, mask)  # the plain code, compiled or not
+        q, k, v = queries_keys_values(layer.attention, layer.attention_norm(x), rope)
+        largest, entropy = attention_figures(q[0], k[0], seen)
+        x = x + layer.attention.wo(attend(q, k, v, mask).transpose(1, 2).reshape(1, seq, -1))
+        x = x + layer.feed_forward(layer.feed_forward_norm(x))
         rms = x.float().square().mean().sqrt()
         found.append(
             {"activation_rms": rms.item(), "attention_max": largest.item(), "attention_entropy": entropy.item()}
@@ -97,15 +102,18 @@ def probe(model: Llama, tokens: Tensor, document_ids: Tensor | None) -> list[Fig
     return found
 
 
-def attention_figures(attention: Attention, x: Tensor, rope: Rope, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest score, and the mean entropy of the queries' attention in nats, for `x` [1, seq, d_model]."""
-    q, k, _ = attention.wqkv(x).split(attention.widths, dim=-1)
-    q, k = (rotate(part.view(*x.shape[:2], -1, attention.head_dim), rope)[0] for part in (q, k))  # [seq, heads, head_dim]
-    group = q.shape[1] // k.shape[1]
+def queries_keys_values(attention: Attention, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+    """Turned queries, turned keys and values of `x` [1, seq, d_model], each [1, heads, seq, head_dim]."""
+    q, k, v = (part.view(*x.shape[:2], -1, attention.head_dim) for part in attention.project(x))
+    return rotate(q, rope).transpose(1, 2), rotate(k, rope).transpose(1, 2), v.transpose(1, 2)
+
+
+def attention_figures(q: Tensor, k: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest score, and the mean entropy of the queries' attention in nats; q and k [heads, seq, head_dim]."""
+    group = q.shape[0] // k.shape[0]
     largest, entropies = [], []
-    for head in range(k.shape[1]):
-        queries = q[:, head * group : (head + 1) * group].float().transpose(0, 1)  # [group, seq, head_dim]
-        scores = queries @ k[:, head].float().T / math.sqrt(attention.head_dim)
+    for head, keys in enumerate(k.float()):
+        scores = q[head * group : (head + 1) * group].float() @ keys.T / math.sqrt(q.shape[-1])  # [group, seq, seq]
         scores = scores.masked_fill(~seen, -torch.inf)
         largest.append(scores.max())
         logs = scores.log_softmax(-1)
