@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yupana import config as configuration
+from yupana.anatomy import adamw, muon
 from yupana.config import OptimConfig
 from yupana.errors import UserError
 from yupana.model.llama import Attention, Llama, attend, attention_mask
@@ -109,7 +110,7 @@ def test_adamw_kernels_clip_and_step_as_torch_does(model, kernel, clip):
     model = model.float()
     reference = copy.deepcopy(model)
     optim = OptimConfig(lr=1e-2, clip=clip)
-    ours = optimizer.AdamW(model, optim, masters=False, kernel=kernel)
+    ours = optimizer.TorchOptimizer(model, optim, masters=False, kernel=kernel)
     decayed = [p for p in reference.parameters() if p.ndim >= 2]
     plain = [p for p in reference.parameters() if p.ndim < 2]
     theirs = torch.optim.AdamW(
@@ -127,6 +128,39 @@ def test_adamw_kernels_clip_and_step_as_torch_does(model, kernel, clip):
         theirs.zero_grad()
     for one, two in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_muon_steps_the_blocks_matrices_as_derived_by_hand(model):
+    model = model.float()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    ours = optimizer.TorchOptimizer(model, OptimConfig(name="muon", lr=1e-2, clip=0.0), masters=False)
+    model(torch.randint(0, SHAPE.vocab_size, (2, 9))).square().mean().backward()
+    gradient = {name: p.grad.clone() for name, p in model.named_parameters()}
+    ours.step(0, 1e-2)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and name.startswith("layers."):
+            zero = torch.zeros_like(parameter)
+            expected, _ = muon.forward(before[name], gradient[name], zero, 1e-2, match_adamw=True)
+        else:
+            zero, decay = torch.zeros_like(parameter), 0.1 if parameter.ndim == 2 else 0.0
+            expected, *_ = adamw.forward(
+                before[name], gradient[name], zero, zero, 1, 1e-2, betas=(0.9, 0.95), weight_decay=decay
+            )
+        moved, wanted = parameter.detach() - before[name], expected - before[name]
+        assert ((moved - wanted).norm() / wanted.norm()).item() < (0.2 if parameter.ndim == 2 else 1e-4)  # torch turns in bf16
+
+
+def test_muon_resumes_bit_for_bit(tmp_path, corpus):
+    def run(name, *more, resume=False):
+        start = [*TINY, f"--data.corpus={corpus}", "--optim.name=muon", "--train.steps=8", "--checkpoint.every=4"]
+        begin(RunDirectory(tmp_path / name), None, None, [*start, *more], resume=resume)
+        return [r["loss"] for r in open_run(tmp_path / name).metrics() if "loss" in r]
+
+    whole = run("whole")
+    run("parts")
+    (tmp_path / "parts" / "checkpoints" / "step_8" / "manifest.json").unlink()
+    assert run("parts", resume=True) == whole
+    assert whole[-1] < whole[0]
 
 
 def test_float8_is_for_the_blocks_and_close_to_bf16():

@@ -121,8 +121,8 @@ class FastConfig:
 class OptimConfig:
     """The optimiser and the learning rate's schedule."""
 
-    name: Literal["adamw"] = "adamw"
-    """AdamW (arXiv 1711.05101)."""
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw (arXiv 1711.05101); muon: Muon for the blocks' matrices, AdamW for the embedding, the head and norms."""
     lr: float = 1e-3
     """Peak learning rate."""
     weight_decay: float = 0.1

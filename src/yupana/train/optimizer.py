@@ -1,7 +1,8 @@
-"""AdamW (Loshchilov & Hutter, 1711.05101), over fp32 weights, over fp32 masters of bf16 weights, or memory-lean.
+"""AdamW (Loshchilov & Hutter, 1711.05101) and Muon, over fp32 weights or fp32 masters of bf16 ones; and a lean AdamW.
 
 Bytes a parameter: fp32 16 (weight, gradient, two moments), masters 18 (bf16 weight and gradient, fp32 master,
-gradient and moments; the bf16 gradient is freed at once, so 16 in practice), lean 8 (everything in bf16).
+gradient and moments; the bf16 gradient is freed at once, so 16 in practice), lean 8 (everything in bf16). Muon keeps
+one moment instead of two.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from yupana.config import OptimConfig
+from yupana.errors import UserError
 
 LEAN_CHUNK = 1 << 23  # parameters updated at once in lean mode: its fp32 temporaries stay near 100 MB
 
@@ -43,12 +45,18 @@ def build(model: nn.Module, precision: str, optim: OptimConfig, seed: int, kerne
     `kernel` is `fast.adamw`: "fused", "foreach" or "loop" (the lean one has its own).
     """
     if precision == "bf16-lean":
+        if optim.name != "adamw":
+            raise UserError(f"optim.name is {optim.name}, but train.precision bf16-lean has an AdamW of its own: use bf16")
         return LeanAdamW(model, optim, seed)
-    return AdamW(model, optim, masters=precision == "bf16", kernel=kernel)
+    return TorchOptimizer(model, optim, masters=precision == "bf16", kernel=kernel)
 
 
-class AdamW:
-    """torch's AdamW on fp32 weights: the model's own, or master copies of its bf16 weights."""
+class TorchOptimizer:
+    """torch's AdamW, or its Muon for the blocks' matrices beside it, on fp32 weights.
+
+    The weights are the model's own, or master copies of its bf16 weights. Muon (Jordan et al. 2024) with the step
+    size of 2502.16982, so that one learning rate serves both; fused Q, K and V are one matrix to it.
+    """
 
     def __init__(self, model: nn.Module, optim: OptimConfig, masters: bool, kernel: str = "fused") -> None:
         self.names = [name for name, _ in model.named_parameters()]
@@ -56,21 +64,33 @@ class AdamW:
         self.masters: list[Tensor] = (
             [w.detach().float().requires_grad_() for w in self.weights] if masters else self.weights
         )
-        self.has_masters, self.clip, self.kernel = masters, optim.clip, kernel
+        self.has_masters, self.clip = masters, optim.clip
         self.updated = dict(zip(self.names, self.masters, strict=True))
+        matrices = [m for n, m in self.updated.items() if optim.name == "muon" and n.startswith("layers.") and m.ndim == 2]
+        chosen = {id(m) for m in matrices}
+        rest = [m for m in self.masters if id(m) not in chosen]
         groups = [
-            {"params": [m for m in self.masters if m.ndim >= 2], "weight_decay": optim.weight_decay},
-            {"params": [m for m in self.masters if m.ndim < 2], "weight_decay": 0.0},
+            {"params": [m for m in rest if m.ndim >= 2], "weight_decay": optim.weight_decay},
+            {"params": [m for m in rest if m.ndim < 2], "weight_decay": 0.0},
         ]
-        self.adamw = torch.optim.AdamW(
+        adamw = torch.optim.AdamW(
             groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=kernel == "fused", foreach=kernel == "foreach"
         )
-        for master in self.masters:  # made now rather than at the first step, so that a checkpoint can fill it
-            self.adamw.state[master] = {
+        self.parts: list[torch.optim.Optimizer] = [adamw]
+        # Made now rather than at the first step, so that a checkpoint can fill it.
+        for master in rest:
+            adamw.state[master] = {
                 "step": torch.zeros((), dtype=torch.float32, device=master.device),
                 "exp_avg": torch.zeros_like(master),
                 "exp_avg_sq": torch.zeros_like(master),
             }
+        if matrices:
+            muon = torch.optim.Muon(
+                matrices, lr=optim.lr, weight_decay=optim.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+            muon.state.update({master: {"momentum_buffer": torch.zeros_like(master)} for master in matrices})
+            self.parts.append(muon)
+        self.divides = kernel == "fused" and not matrices  # AdamW's one kernel can clip as it reads
 
     def collect(self) -> None:
         """Add the bf16 gradients of a micro-batch to the masters', in fp32."""
@@ -87,32 +107,31 @@ class AdamW:
         """See Optimizer."""
         gradients = [master.grad for master in self.masters if master.grad is not None]
         norm = global_norm(gradients)
-        if self.clip and self.kernel == "fused":  # divides as it reads: no pass over the gradients of its own
-            self.adamw.grad_scale = ((norm + 1e-6) / self.clip).clamp(min=1.0)  # type: ignore[attr-defined]
+        if self.clip and self.divides:
+            self.parts[0].grad_scale = ((norm + 1e-6) / self.clip).clamp(min=1.0)  # type: ignore[attr-defined]
         elif self.clip:
             torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0))
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = lr
+            part.step()
+            part.zero_grad(set_to_none=True)
         if self.has_masters:
             torch._foreach_copy_(self.weights, self.masters)
         return norm
 
     def state(self) -> dict[str, Tensor]:
         """See Optimizer."""
-        tensors = {}
-        for name, master in zip(self.names, self.masters, strict=True):
-            if self.has_masters:
-                tensors[f"optimizer.master.{name}"] = master.detach()
-            tensors[f"optimizer.exp_avg.{name}"] = self.adamw.state[master]["exp_avg"]
-            tensors[f"optimizer.exp_avg_sq.{name}"] = self.adamw.state[master]["exp_avg_sq"]
+        tensors = {f"optimizer.master.{n}": m.detach() for n, m in self.updated.items() if self.has_masters}
+        for name, master in self.updated.items():
+            kept = next(part.state[master] for part in self.parts if master in part.state)
+            tensors |= {f"optimizer.{key}.{name}": tensor for key, tensor in kept.items() if key != "step"}
         return tensors
 
     def loaded(self, step: int) -> None:
         """See Optimizer."""
-        for master in self.masters:
-            self.adamw.state[master]["step"].fill_(step)
+        for kept in self.parts[0].state.values():
+            kept["step"].fill_(step)
 
 
 class LeanAdamW:

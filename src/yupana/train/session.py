@@ -22,6 +22,7 @@ from yupana.flops import count, hardware
 from yupana.model.llama import Llama
 from yupana.run import RunDirectory
 from yupana.train import checkpoint, fast, host, optimizer
+from yupana.train.limits import check_fits
 from yupana.train.loss import LossFunction
 
 # What a checkpoint's manifest and the configuration must agree on, or data would be skipped or repeated.
@@ -73,6 +74,9 @@ def prepare(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, 
     fits(config, corpora)
     precision = choose_precision(config.train.precision, device)
     peaks = hardware.peaks(device, {"fp32": "float32", "tf32": "tf32"}.get(precision, "bfloat16"))
+    if config.fast.recompute == "none":
+        rows = config.train.micro_batch or config.train.global_batch
+        check_fits(config.model, config.data.seq_len, rows, config.train.global_batch, precision, device)
     host.make_deterministic(device)
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     batches = Batches(
