@@ -141,13 +141,15 @@ def test_muon_steps_the_blocks_matrices_as_derived_by_hand(model):
         if parameter.ndim == 2 and name.startswith("layers."):
             zero = torch.zeros_like(parameter)
             expected, _ = muon.forward(before[name], gradient[name], zero, 1e-2, match_adamw=True)
+            limit = 0.2  # torch turns in bf16
         else:
+            limit = 1e-3
             zero, decay = torch.zeros_like(parameter), 0.1 if parameter.ndim == 2 else 0.0
             expected, *_ = adamw.forward(
                 before[name], gradient[name], zero, zero, 1, 1e-2, betas=(0.9, 0.95), weight_decay=decay
             )
         moved, wanted = parameter.detach() - before[name], expected - before[name]
-        assert ((moved - wanted).norm() / wanted.norm()).item() < (0.2 if parameter.ndim == 2 else 1e-4)  # torch turns in bf16
+        assert ((moved - wanted).norm() / wanted.norm()).item() < limit
 
 
 def test_muon_resumes_bit_for_bit(tmp_path, corpus):

@@ -159,14 +159,17 @@ class CheckpointConfig:
     """When to save and what to keep."""
 
     every: int = 100
-    """Steps between checkpoints; the last step is always saved."""
+    """Steps between checkpoints, the last step's among them; 0 saves none: for measuring, not for training."""
     keep: int = 2
     """Newest checkpoints to keep, beside the one with the best validation loss."""
     export: bool = False
     """Write a Hugging Face folder, export/, at the end."""
 
     def __post_init__(self) -> None:
-        _at_least(1, checkpoint=self, names=["every", "keep"])
+        _at_least(0, checkpoint=self, names=["every"])
+        _at_least(1, checkpoint=self, names=["keep"])
+        if self.export and not self.every:
+            raise UserError("checkpoint.export needs a checkpoint, and checkpoint.every is 0: set it to 1 or more")
 
 
 @dataclass(frozen=True)

@@ -47,16 +47,19 @@ def _finish(run: Any, last: dict[str, Any], *, as_json: bool) -> None:
     from yupana.files import write_atomically
     from yupana.report.page import write_report
     from yupana.report.text import run_table
+    from yupana.train.checkpoint import complete
     from yupana.train.sample import sample_after_training
 
-    sample = sample_after_training(run.path)
-    write_atomically(run.path / "sample.txt", sample)
+    sample = ""
+    if complete(run):
+        sample = sample_after_training(run.path)
+        write_atomically(run.path / "sample.txt", sample)
     page = write_report(run)
     if as_json:
         print(json.dumps(last))
         return
     show(run_table(run))
-    print(f"\n{sample}")
+    print(f"\n{sample}" if sample else "")
     print(
         f"Report: {page}" if page else "No report: pip install 'yupana[report]', then yupana report " + str(run.path)
     )

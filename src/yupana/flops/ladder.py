@@ -8,6 +8,7 @@ step slower here.
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -114,14 +115,13 @@ def climb(
 
 def run_rung(model: list[str], settings: dict[str, str], steps: int, path: Path) -> str | None:
     """Train one rung to its end; the reason in one sentence if it could not."""
-    if (path / "sample.txt").is_file():  # written last
+    if (path / "run.yaml").is_file() and any(r["step"] == steps and "loss" in r for r in open_run(path).metrics()):
         return None
     command = [sys.executable, "-m", "yupana", "train", *model, "--run", str(path), "--json"]
-    if (path / "run.yaml").is_file():
-        command.append("--resume")
+    shutil.rmtree(path, ignore_errors=True)  # what a stopped ladder left
     command += [f"--{key}={value}" for key, value in settings.items()]
     command += ["--train.tokens=null", f"--train.steps={steps}", "--log.every=1"]
-    command += [f"--log.eval_every={steps}", f"--checkpoint.every={steps}"]
+    command += [f"--log.eval_every={steps}", "--log.eval_tokens=1", "--checkpoint.every=0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return None

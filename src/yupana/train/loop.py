@@ -55,9 +55,9 @@ def train(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, re
             recorder.stepped(step + 1, loss, grad_norm, lr)
 
             done, last = step + 1, step + 1 == config.total_steps
-            saving = done % config.checkpoint.every == 0 or last
+            saving = config.checkpoint.every > 0 and (done % config.checkpoint.every == 0 or last)
             validation = None
-            if done % config.log.eval_every == 0 or saving:
+            if done % config.log.eval_every == 0 or saving or last:
                 recorder.flush()
                 validation = recorder.evaluated(done, held_out_loss(session))
                 batches.tidy()
