@@ -134,6 +134,7 @@ def test_muon_steps_the_blocks_matrices_as_derived_by_hand(model):
     model = model.float()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     ours = optimizer.TorchOptimizer(model, OptimConfig(name="muon", lr=1e-2, clip=0.0), masters=False)
+    torch.manual_seed(0)
     model(torch.randint(0, SHAPE.vocab_size, (2, 9))).square().mean().backward()
     gradient = {name: p.grad.clone() for name, p in model.named_parameters()}
     ours.step(0, 1e-2)
@@ -141,7 +142,7 @@ def test_muon_steps_the_blocks_matrices_as_derived_by_hand(model):
         if parameter.ndim == 2 and name.startswith("layers."):
             zero = torch.zeros_like(parameter)
             expected, _ = muon.forward(before[name], gradient[name], zero, 1e-2, match_adamw=True)
-            limit = 0.2  # torch turns in bf16
+            limit = 0.35  # torch turns in bf16; a lost sign or term gives 1 and more
         else:
             limit = 1e-3
             zero, decay = torch.zeros_like(parameter), 0.1 if parameter.ndim == 2 else 0.0
