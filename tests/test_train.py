@@ -270,12 +270,12 @@ def test_run_in_use_and_nothing_to_resume(tmp_path, corpus, yupana):
 def test_interruption_in_process(tmp_path, corpus, monkeypatch):
     from yupana.train import loop
 
-    whole = loop.forward_backward
+    whole, taken = loop.forward_backward, iter(range(10))
 
-    def interrupting(session, step):
-        if step == 3:
+    def interrupting(session, parts):
+        if next(taken) == 3:
             signal.raise_signal(signal.SIGINT)
-        return whole(session, step)
+        return whole(session, parts)
 
     monkeypatch.setattr(loop, "forward_backward", interrupting)
     with pytest.raises(Interrupted, match="saved at step 4"):
