@@ -5,8 +5,9 @@
 
 Writes docs/results/throughput-CASE.json and a Markdown table beside it. Cases: `a`, 7 million parameters, all workers
 alive at once, each round asks every one for a few steps in turn; `c`, two layers of Llama 3.2-1B with its whole
-vocabulary, where memory holds one worker: each is started anew in every round. One process computes at a time; the
-order rotates from round to round; the machine's matrix-product peak is measured between rounds and its best taken.
+vocabulary, where memory holds one worker: each is started anew in every round; `b`, all of Llama 3.2-1B, with
+`--device cuda`. One process computes at a time; the order rotates from round to round; the machine's matrix-product
+peak is measured between rounds and its best taken.
 
 `--corpus` is a folder of token shards (`yupana corpus prepare`); without it the text is Python's own library as
 bytes. litgpt needs an environment of its own (see peers/litgpt_loop.py). The list of contenders is CONTENDERS.
@@ -39,7 +40,7 @@ from peers.worker import FOLDER, QUIET, Worker
 import yupana
 from yupana.files import write_atomically, write_json
 from yupana.flops.count import flops_per_token
-from yupana.flops.hardware import bf16_is_fast, device_name
+from yupana.flops.hardware import best_rates, bf16_is_fast, device_name
 from yupana.model.shapes import ModelShape, RopeScaling
 
 # What glibc 2.36 heeds, seen in page faults (7M, batch 32, transformers eager, a step): plain 172 000; thresholds
@@ -80,6 +81,7 @@ class Case:
 
 CASES = {
     "a": Case("7M parameters", "7m", 6, 256, 32, warmup=5, keep_workers=True),
+    "b": Case("Llama 3.2-1B on a GPU", "llama3.2-1b", 16, 2048, 8, warmup=5, keep_workers=False),
     "c": Case("two layers of Llama 3.2-1B", "llama3.2-1b", 2, 512, 4, warmup=2, keep_workers=False),
 }
 
@@ -93,7 +95,7 @@ class Contender:
     dtype: str = "best"
     compile: bool = False
     optimizer: str = "default"
-    cases: str = "ac"
+    cases: str = "abc"
 
 
 CONTENDERS = (
@@ -103,15 +105,15 @@ CONTENDERS = (
     Contender("trainer-tuned", "transformers_trainer.py", "best", True, "fused"),
     Contender("transformers-eager", "transformers_loop.py"),
     Contender("transformers-compiled", "transformers_loop.py", "best", True, "fused"),
-    Contender("litgpt-eager", "litgpt_loop.py"),
-    Contender("litgpt-compiled", "litgpt_loop.py", "best", True, "fused"),
+    Contender("litgpt-eager", "litgpt_loop.py", cases="ac"),
+    Contender("litgpt-compiled", "litgpt_loop.py", "best", True, "fused", cases="ac"),
 )
 
 
 def main() -> None:
     options = parse()
     os.environ.update(QUIET)  # before torch is imported here: this process measures the peak, then must not spin
-    best = "bf16" if bf16_is_fast("cpu") else "fp32"
+    best = "bf16" if bf16_is_fast(options.device) else "fp32"
     case = CASES[options.case]
     shape = case.shape()
     contenders = [
@@ -119,7 +121,9 @@ def main() -> None:
     ]
     say(f"the dtype that this machine multiplies fastest: {best}")
     allocators = list(ALLOCATORS) if options.allocator == "both" else [options.allocator]
-    peak = Peak()
+    if options.device == "cuda":
+        allocators = ["plain"]
+    peak = Peak(options.device)
     with tempfile.TemporaryDirectory() as folder:
         batches = write_batches(Path(folder) / "batches.npy", case, shape, options)
         runs = {name: measure(contenders, name, case, shape, batches, options, peak) for name in allocators}
@@ -129,7 +133,7 @@ def main() -> None:
         "title": case.title,
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
+        "machine": machine(options.device),
         "text": str(options.corpus or "Python's library as bytes"),
         "shape": asdict(shape),
         "parameters": shape.parameters,
@@ -159,6 +163,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, help="steps before the first (case c: before every) measurement")
     parser.add_argument("--batch", type=int, help="sequences a step, instead of the case's")
     parser.add_argument("--allocator", choices=[*ALLOCATORS, "both"], default="both")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--restart", action="store_true", help="start workers anew in every round, as case c does")
     parser.add_argument("--corpus", type=Path, help="folder of token shards")
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -212,7 +217,7 @@ def measure(
 
     def start(contender: Contender) -> Worker:
         job = {k: v for k, v in asdict(contender).items() if k in ("dtype", "compile", "optimizer")}
-        job |= {"shape": asdict(shape), "batches": str(batches), "lr": options.lr, "seed": 0}
+        job |= {"shape": asdict(shape), "batches": str(batches), "lr": options.lr, "seed": 0, "device": options.device}
         python = options.litgpt_python if contender.script.startswith("litgpt") else sys.executable
         worker = Worker(contender.name, python, contender.script, job, ALLOCATORS[allocator])
         workers[contender.name] = worker
@@ -261,12 +266,18 @@ class Peak:
 
     SIZES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 2048, 4096), (8192, 2048, 2048))  # rows, inner, columns
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         self.best = {"bf16": 0.0, "fp32": 0.0}
+        self.device = device
 
     def measure(self) -> None:
-        """Three products of each size and dtype after one that warms up."""
+        """Three products of each size and dtype after one that warms up; a GPU's are measured once, by yupana."""
         import torch
+
+        if self.device == "cuda":
+            rates = best_rates("cuda")
+            self.best = {"bf16": rates["bfloat16"], "fp32": rates["float32"]}
+            return
 
         for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
             for m, k, n in self.SIZES:
@@ -348,12 +359,12 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
     """Processor, memory and versions."""
     import torch
 
     return {
-        "processor": device_name("cpu"),
+        "processor": device_name(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

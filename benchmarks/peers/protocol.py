@@ -6,7 +6,8 @@ A worker is an independent process, `python WORKER.py JOB.json`. It builds its m
 Between requests it blocks, so that several workers can wait while one computes. Nothing else reaches stdout.
 
 The job: `{"shape": {…ModelShape's fields…}, "batches": FILE.npy of int64 [n_batches, batch, seq + 1],
-"dtype": "fp32" | "bf16" | "bf16-autocast", "compile": bool, "optimizer": "default" | "fused", "lr": 1e-3, "seed": 0}`.
+"dtype": "fp32" | "bf16" | "bf16-autocast", "compile": bool, "optimizer": "default" | "fused", "lr": 1e-3, "seed": 0,
+"device": "cpu" | "cuda"}`.
 
 This file needs numpy alone, so that it also runs in an environment without yupana.
 """
@@ -49,6 +50,8 @@ class Job:
     """Constant learning rate."""
     seed: int = 0
     """Seed of the random weights."""
+    device: str = "cpu"
+    """cpu or cuda."""
 
     def load_batches(self) -> npt.NDArray[np.int64]:
         """Token ids, int64 [n_batches, batch, seq + 1]."""

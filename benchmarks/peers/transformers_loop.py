@@ -16,9 +16,9 @@ from protocol import BETAS, CLIP, WEIGHT_DECAY, Channel, read_job, serve
 
 def main() -> None:
     channel, job = Channel(), read_job()
-    batches = torch.from_numpy(job.load_batches())
+    batches = torch.from_numpy(job.load_batches()).to(job.device)
     _, batch, tokens = batches.shape
-    model = build(job, tokens - 1)
+    model = build(job, tokens - 1).to(job.device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=job.lr, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=job.optimizer == "fused" or None
     )
@@ -26,7 +26,7 @@ def main() -> None:
 
     def step(index: int) -> float:
         ids = batches[index % len(batches), :, :-1].contiguous()  # [batch, seq]
-        with torch.autocast("cpu", torch.bfloat16, enabled=job.dtype == "bf16-autocast"):
+        with torch.autocast(job.device, torch.bfloat16, enabled=job.dtype == "bf16-autocast"):
             loss = forward(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)

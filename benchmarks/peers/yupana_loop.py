@@ -21,15 +21,15 @@ from yupana.train.session import build_model
 def main() -> None:
     host.keep_memory()  # before torch allocates anything
     channel, job = Channel(), read_job()
-    batches = torch.from_numpy(job.load_batches())
+    batches = torch.from_numpy(job.load_batches()).to(job.device)
     _, batch, tokens = batches.shape
     config = configuration(job, batch, tokens - 1)
-    model = build_model(config, "cpu", job.dtype)
+    model = build_model(config, job.device, job.dtype)
     optim = optimizer.build(model, job.dtype, config.optim, job.seed)
     compiled = "block" if job.compile else "off"
     head_and_loss = fast.loss_function(config, compiled)
-    fast.apply(model, config, "cpu", compiled)
-    scale = torch.tensor(1.0 / (batch * (tokens - 1)))
+    fast.apply(model, config, job.device, compiled)
+    scale = torch.tensor(1.0 / (batch * (tokens - 1)), device=job.device)
 
     def step(index: int) -> float:
         sequences = batches[index % len(batches)]  # [batch, seq + 1]
