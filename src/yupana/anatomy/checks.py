@@ -67,7 +67,7 @@ def run(case: Case, seed: int = 0) -> list[Check]:
     return [*checks, difference(case, dy, gradients, generator)]
 
 
-def difference(case: Case, dy: Tensor, gradients: Tensors, generator: torch.Generator, h: float = 2e-5) -> Check:
+def difference(case: Case, dy: Tensor, gradients: Tensors, generator: torch.Generator, h: float = 5e-6) -> Check:
     """Σ gradient · direction against differences of f(s) = Σ dy ⊙ forward(x + s · direction).
 
     (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h = f'(0) + O(h⁴): a norm of a short vector bends too much for O(h²).
