@@ -74,9 +74,6 @@ def prepare(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, 
     fits(config, corpora)
     precision = choose_precision(config.train.precision, device)
     peaks = hardware.peaks(device, {"fp32": "float32", "tf32": "tf32"}.get(precision, "bfloat16"))
-    if config.fast.recompute == "none":
-        rows = config.train.micro_batch or config.train.global_batch
-        check_fits(config.model, config.data.seq_len, rows, config.train.global_batch, precision, device)
     host.make_deterministic(device)
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     batches = Batches(
@@ -86,6 +83,9 @@ def prepare(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, 
         seed=config.data.seed,
         packing=config.data.packing,
     )
+    if config.fast.recompute == "none":
+        rows = config.train.micro_batch or config.train.global_batch
+        check_fits(config.model, config.data.seq_len, rows, config.train.global_batch, precision, device)
     model = build_model(config, device, precision)
     compiled = host.how_to_compile(config, device, peaks.best_known)
     session = Session(
