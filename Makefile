@@ -19,6 +19,9 @@ lint: .venv/installed             ## style and types, with fixes where they are 
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
 
+notebook: .venv/installed         ## make the notebooks from their scripts, with their outputs
+	$(BIN)/python notebooks/execute.py
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -e '.[all]' -c constraints.txt

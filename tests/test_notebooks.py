@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in NOTEBOOKS.glob("*.py")))
+@pytest.mark.parametrize("name", NAMES)
 def test_pair_is_in_step(name):
     jupytext = pytest.importorskip("jupytext")
     script, notebook = (jupytext.read(NOTEBOOKS / f"{name}{ending}") for ending in (".py", ".ipynb"))
@@ -15,7 +16,7 @@ def test_pair_is_in_step(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(path.stem for path in NOTEBOOKS.glob("*.py")))
+@pytest.mark.parametrize("name", NAMES)
 def test_notebook_runs_in_order(name, tmp_path):
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
