@@ -5,7 +5,8 @@
 
 The prediction is `yupana flops predict` with this machine's saved limits. The measurement is a real training step
 (compiled blocks, chunked head, AdamW) on random tokens, each configuration in a process of its own, all in turn,
-several times over. Time is the fastest round's median step; memory is the process's peak, and beside it the peak of
+several times over. Time is the fastest round's median of three steps in which no thread had to wait for a processor,
+or its fastest step where there were not three; memory is the process's peak, and beside it the peak of
 the tensors alone, from torch's own profiler. Writes docs/results/prediction.json and .md.
 """
 
@@ -62,7 +63,7 @@ CASES = (
     Case("llama3.2-1b", 256, 2, "bf16", layers=2),
     Case("llama3.2-1b", 1024, 1, "bf16", layers=2),
 )
-STEPS = 4
+STEPS = 3
 
 
 def main() -> None:
@@ -89,7 +90,7 @@ def main() -> None:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             run = json.loads(done.stdout.splitlines()[-1])
             runs[case].append(run)
-            told = f"{run['median_seconds']:.3f} s, predicted {predict(case)['step_seconds']:.3f} s"
+            told = f"{run['quiet_steps']} quiet steps, {run['step_seconds']:.3f} s, predicted {predict(case)['step_seconds']:.3f} s"
             print(f"round {number + 1}/{options.rounds} {case.name}: {told}", file=sys.stderr, flush=True)
             write([row(c, predict(c), runs[c]) for c in CASES if runs.get(c)], options.out)  # whatever happens next
     print(options.out.with_suffix(".md").read_text())
@@ -114,6 +115,7 @@ def measure(case: Case) -> dict[str, Any]:
     import torch
 
     from yupana.config import load
+    from yupana.flops.bench import waited
     from yupana.train import optimizer
     from yupana.train.loss import linear_cross_entropy, softmax_gradient
     from yupana.train.session import build_model, fuse
@@ -143,18 +145,21 @@ def measure(case: Case) -> dict[str, Any]:
 
     for index in range(3):  # compiles; twice, since the first gradients arrive in the second step
         step(index)
-    seconds = []
-    for index in range(STEPS):
-        begun = time.perf_counter()
-        step(index + 3)
+    seconds, quiet = [], []
+    while len(quiet) < STEPS and len(seconds) < 4 * STEPS:
+        begun, before = time.perf_counter(), waited()
+        step(len(seconds) + 3)
         seconds.append(time.perf_counter() - begun)
+        if waited() - before < 0.05 * seconds[-1]:  # no thread stood in line for a processor
+            quiet.append(seconds[-1])
     state = [*model.parameters(), *optim.state().values()]
     kept = sum(t.untyped_storage().nbytes() for t in {t.untyped_storage().data_ptr(): t for t in state}.values())
     process = peak_rss_bytes()
     return {
-        "median_seconds": statistics.median(seconds),
+        "step_seconds": statistics.median(quiet) if len(quiet) == STEPS else min(seconds),
         "seconds": seconds,
-        "tensor_bytes": kept + peak_allocated(lambda: step(STEPS + 3)),
+        "quiet_steps": len(quiet),
+        "tensor_bytes": kept + peak_allocated(lambda: step(len(seconds) + 3)),
         "process_bytes": process,
     }
 
@@ -175,7 +180,8 @@ def peak_allocated(call: Any) -> int:
 
 def row(case: Case, predicted: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Predicted beside measured."""
-    seconds = min(run["median_seconds"] for run in runs)
+    quiet = [run for run in runs if run["quiet_steps"] == STEPS]
+    seconds = min(run["step_seconds"] for run in quiet or runs)
     tensors = statistics.median(run["tensor_bytes"] for run in runs)
     process = statistics.median(run["process_bytes"] for run in runs)
     memory = predicted["memory_bytes"]
@@ -184,6 +190,7 @@ def row(case: Case, predicted: dict[str, Any], runs: list[dict[str, Any]]) -> di
         **asdict(case),
         "predicted_seconds": predicted["step_seconds"],
         "measured_seconds": seconds,
+        "quiet_runs": len(quiet),
         "time_error": predicted["step_seconds"] / seconds - 1,
         "predicted_process_bytes": memory["total"],
         "measured_process_bytes": process,
