@@ -90,7 +90,8 @@ def main() -> None:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             run = json.loads(done.stdout.splitlines()[-1])
             runs[case].append(run)
-            told = f"{run['quiet_steps']} quiet steps, {run['step_seconds']:.3f} s, predicted {predict(case)['step_seconds']:.3f} s"
+            expected = predict(case)["step_seconds"]
+            told = f"{run['step_seconds']:.3f} s ({run['quiet_steps']} quiet), predicted {expected:.3f} s"
             print(f"round {number + 1}/{options.rounds} {case.name}: {told}", file=sys.stderr, flush=True)
             write([row(c, predict(c), runs[c]) for c in CASES if runs.get(c)], options.out)  # whatever happens next
     print(options.out.with_suffix(".md").read_text())
