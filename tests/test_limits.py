@@ -97,12 +97,13 @@ def test_a_disturbed_visit_is_made_again(monkeypatch):
 def test_the_faster_of_two_sweeps_counts(measured):
     half = [dataclasses.replace(row, flops_per_second=row.flops_per_second / 2) for row in measured.products]
     slower = dataclasses.replace(measured, products=half, launch_seconds=2 * measured.launch_seconds)
-    assert slower.best_of(measured) == measured == measured.best_of(slower)
+    assert slower.best_of(measured) == measured
+    assert measured.best_of(slower) == dataclasses.replace(measured, products=measured.products)
 
 
 def limits_of(products):
     machine = Machine("cpu", "a processor", 2, "2.13", "2026-11-24", 1 << 34)
-    return Limits(machine, 1e-6, 1e-4, 1 << 28, products)
+    return Limits(machine, 1e-6, 1e-4, 1 << 28, products=products)
 
 
 SIDES = (64, 512, 4096)
@@ -142,14 +143,15 @@ def test_saved_limits_load_the_same(measured, tmp_path):
     assert kept.load(tmp_path / "deep" / "limits.json") == measured
 
 
-def test_newer_rates_replace_older_ones_and_others_stay(measured):
+def test_the_better_of_two_measurements_is_kept(measured):
     row = measured.products[0]
-    newer = limits_of([ProductRate(row.dtype, row.layout, row.m, row.n, row.k, 1e11)])
-    both = measured.merged(newer)
+    newer = limits_of([dataclasses.replace(row, flops_per_second=1e15)])
+    both = measured.best_of(newer)
     assert len(both.products) == len(measured.products)
-    assert both.product_rate(row.dtype, row.layout, row.m, row.n, row.k) == 1e11
+    assert both.product_rate(row.dtype, row.layout, row.m, row.n, row.k) == 1e15
     assert both.attention == measured.attention
     assert both.machine == newer.machine
+    assert both.disturbed == 0
 
 
 def change(content, path, value):

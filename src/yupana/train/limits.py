@@ -31,7 +31,10 @@ def default_file(device: str) -> Path:
 
 
 def measure_limits(device: str, dtypes: tuple[str, ...], file: Path, tell: Tell) -> Limits:
-    """Measure, add to what `file` holds of this machine from before, and save there."""
+    """Measure and save in `file`, keeping the better of each rate that it holds of this machine from before.
+
+    A machine that was busy when it was measured must not look slow for ever.
+    """
     from yupana.flops.measure import measure
     from yupana.train.kernels import kernels
 
@@ -41,7 +44,7 @@ def measure_limits(device: str, dtypes: tuple[str, ...], file: Path, tell: Tell)
         same = (before.machine.name, before.machine.threads, before.machine.torch) == (
             limits.machine.name, limits.machine.threads, limits.machine.torch,
         )  # fmt: skip
-        limits = before.merged(limits) if same else limits
+        limits = before.best_of(limits) if same else limits
     kept.save(limits, file)
     return limits
 
