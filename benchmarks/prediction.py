@@ -94,6 +94,7 @@ def main() -> None:
             told = f"{run['step_seconds']:.3f} s ({run['quiet_steps']} quiet), predicted {expected:.3f} s"
             print(f"round {number + 1}/{options.rounds} {case.name}: {told}", file=sys.stderr, flush=True)
             write([row(c, predict(c), runs[c]) for c in CASES if runs.get(c)], options.out)  # whatever happens next
+    write([row(c, predict(c), runs[c]) for c in CASES if runs.get(c)], options.out)  # with 0 rounds: predicted anew
     print(options.out.with_suffix(".md").read_text())
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from yupana.errors import UserError
 from yupana.flops import limits as kept
 from yupana.flops.bench import SMALL, Bench
-from yupana.flops.limits import LAYOUTS, Limits, Machine, ProductRate
+from yupana.flops.limits import LAYOUTS, AttentionRate, Limits, Machine, ProductRate
 from yupana.flops.measure import measure, product
 from yupana.train.kernels import kernels
 
@@ -97,8 +97,7 @@ def test_a_disturbed_visit_is_made_again(monkeypatch):
 def test_the_faster_of_two_sweeps_counts(measured):
     half = [dataclasses.replace(row, flops_per_second=row.flops_per_second / 2) for row in measured.products]
     slower = dataclasses.replace(measured, products=half, launch_seconds=2 * measured.launch_seconds)
-    assert slower.best_of(measured) == measured
-    assert measured.best_of(slower) == dataclasses.replace(measured, products=measured.products)
+    assert slower.best_of(measured) == measured == measured.best_of(slower)
 
 
 def limits_of(products):
@@ -124,6 +123,14 @@ def test_interpolated_rates_lie_between_their_neighbours(data):
     got = limits.product_rate("float32", "forward", *at)
     assert min(near) * 0.999 <= got <= max(near) * 1.001
     assert got == pytest.approx(limits.product_rate("float32", "forward", *clamped))
+
+
+def test_attention_with_narrower_heads_takes_as_long_for_a_score():
+    row = AttentionRate("float32", 64, 512, 8e10, 1.6e11)
+    limits = dataclasses.replace(limits_of([]), attention=[row])
+    assert limits.attention_rate("float32", "forward", 64, 100) == 8e10
+    assert limits.attention_rate("float32", "forward", 48, 512) == pytest.approx(6e10)
+    assert limits.attention_rate("float32", "backward", 128, 512) == 1.6e11
 
 
 def test_the_peak_is_that_of_large_products():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -152,9 +152,14 @@ class Limits:
         return _on_grid(rates, (m, n, k))
 
     def attention_rate(self, dtype: str, pass_: str, head_dim: int, seq_len: int) -> float:
-        """FLOP/s of causal attention."""
+        """FLOP/s of causal attention.
+
+        Below the narrowest head measured, a score takes as long as it does there: the softmax's time, most of it, does
+        not depend on the head's width, and the products over short rows are no faster.
+        """
         rates = {(r.head_dim, r.seq_len): getattr(r, pass_) for r in self.attention if r.dtype == dtype}
-        return _on_grid(rates, (head_dim, seq_len))
+        narrowest = min((key[0] for key in rates), default=head_dim)
+        return _on_grid(rates, (head_dim, seq_len)) * min(1.0, head_dim / narrowest)
 
     def kernel_rate(self, kind: str, dtype: str, pass_: str, size: int) -> float:
         """Bytes/s of an elementwise kernel that moves `size` bytes."""
