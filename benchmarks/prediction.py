@@ -221,7 +221,8 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
         "no constant was fitted to these rows. Two rules were corrected after looking at some of them, though, so they "
         "are not wholly unseen: the time of heads narrower than the measured ones (7m), and when the gradients of head "
         f"and embedding come and go in memory (40m fp32, llama3.2-1b bf16). Median absolute error of all "
-        f"{len(rows)} rows: step time {errors['time']:.1%}, tensors {errors['tensor']:.1%}, the whole process {errors['process']:.1%}.",
+        f"{len(rows)} rows: step time {errors['time']:.1%}, "
+        f"tensors {errors['tensor']:.1%}, the whole process {errors['process']:.1%}.",
         "",
         f"Rows with an asterisk ({disturbed}): in no round did a step run without its threads waiting for a processor "
         "that something else used, so the measured time is not this machine's best; they count in the median all the "
