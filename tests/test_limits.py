@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from yupana.errors import UserError
 from yupana.flops import limits as kept
 from yupana.flops.bench import SMALL, Bench
-from yupana.flops.limits import LAYOUTS, Limits, Machine, ProductRate
+from yupana.flops.limits import LAYOUTS, AttentionRate, Limits, Machine, ProductRate
 from yupana.flops.measure import measure, product
 from yupana.train.kernels import kernels
 
@@ -102,7 +102,7 @@ def test_the_faster_of_two_sweeps_counts(measured):
 
 def limits_of(products):
     machine = Machine("cpu", "a processor", 2, "2.13", "2026-11-24", 1 << 34)
-    return Limits(machine, 1e-6, 1e-4, 1 << 28, products)
+    return Limits(machine, 1e-6, 1e-4, 1 << 28, products=products)
 
 
 SIDES = (64, 512, 4096)
@@ -125,6 +125,14 @@ def test_interpolated_rates_lie_between_their_neighbours(data):
     assert got == pytest.approx(limits.product_rate("float32", "forward", *clamped))
 
 
+def test_attention_with_narrower_heads_takes_as_long_for_a_score():
+    row = AttentionRate("float32", 64, 512, 8e10, 1.6e11)
+    limits = dataclasses.replace(limits_of([]), attention=[row])
+    assert limits.attention_rate("float32", "forward", 64, 100) == 8e10
+    assert limits.attention_rate("float32", "forward", 48, 512) == pytest.approx(6e10)
+    assert limits.attention_rate("float32", "backward", 128, 512) == 1.6e11
+
+
 def test_the_peak_is_that_of_large_products():
     cubes = ((64, 3e11), (1024, 2e11), (2048, 1e11))
     rows = [ProductRate("float32", "wgrad", side, side, side, rate) for side, rate in cubes]
@@ -142,14 +150,15 @@ def test_saved_limits_load_the_same(measured, tmp_path):
     assert kept.load(tmp_path / "deep" / "limits.json") == measured
 
 
-def test_newer_rates_replace_older_ones_and_others_stay(measured):
+def test_the_better_of_two_measurements_is_kept(measured):
     row = measured.products[0]
-    newer = limits_of([ProductRate(row.dtype, row.layout, row.m, row.n, row.k, 1e11)])
-    both = measured.merged(newer)
+    newer = limits_of([dataclasses.replace(row, flops_per_second=1e15)])
+    both = measured.best_of(newer)
     assert len(both.products) == len(measured.products)
-    assert both.product_rate(row.dtype, row.layout, row.m, row.n, row.k) == 1e11
+    assert both.product_rate(row.dtype, row.layout, row.m, row.n, row.k) == 1e15
     assert both.attention == measured.attention
     assert both.machine == newer.machine
+    assert both.disturbed == 0
 
 
 def change(content, path, value):

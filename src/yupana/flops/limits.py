@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -109,6 +109,8 @@ class Limits:
     """Host time of one call of a compiled function, forward and backward together."""
     runtime_bytes: int
     """What a process holds before any tensor: torch, the compiler, thread stacks. 0 on an accelerator."""
+    disturbed: float = 0.0
+    """Share of the time in which threads waited for a processor that something else used: rates are too low then."""
     products: list[ProductRate] = field(default_factory=list)
     attention: list[AttentionRate] = field(default_factory=list)
     kernels: list[KernelRate] = field(default_factory=list)
@@ -118,28 +120,21 @@ class Limits:
         """Whether the kernels were measured in this dtype; products always are, in both."""
         return any(row.dtype == dtype for row in self.attention)
 
-    def merged(self, newer: Limits) -> Limits:
-        """These limits with those of a newer measurement in their place where both have them."""
-        return self._with(newer, lambda row, newer_row: newer_row)
-
     def best_of(self, other: Limits) -> Limits:
-        """The faster of each rate, of two measurements of the same machine."""
-        return replace(
-            self._with(other, _faster),
-            launch_seconds=min(self.launch_seconds, other.launch_seconds),
-            compiled_seconds=min(self.compiled_seconds, other.compiled_seconds),
-        )
+        """The faster of each rate of two measurements of the same machine; what only one has measured stays."""
 
-    def _with(self, other: Limits, pick: Callable[[Any, Any], Any]) -> Limits:
         def both(name: str) -> Any:
             rows: dict[Any, Any] = {}
             for row in [*getattr(self, name), *getattr(other, name)]:
                 key = _key(row)
-                rows[key] = pick(rows[key], row) if key in rows else row
+                rows[key] = _faster(rows[key], row) if key in rows else row
             return list(rows.values())
 
         return replace(
             other,
+            launch_seconds=min(self.launch_seconds, other.launch_seconds),
+            compiled_seconds=min(self.compiled_seconds, other.compiled_seconds),
+            disturbed=min(self.disturbed, other.disturbed),
             products=both("products"),
             attention=both("attention"),
             kernels=both("kernels"),
@@ -157,9 +152,14 @@ class Limits:
         return _on_grid(rates, (m, n, k))
 
     def attention_rate(self, dtype: str, pass_: str, head_dim: int, seq_len: int) -> float:
-        """FLOP/s of causal attention."""
+        """FLOP/s of causal attention.
+
+        Below the narrowest head measured, a score takes as long as it does there: the softmax's time, most of it, does
+        not depend on the head's width, and the products over short rows are no faster.
+        """
         rates = {(r.head_dim, r.seq_len): getattr(r, pass_) for r in self.attention if r.dtype == dtype}
-        return _on_grid(rates, (head_dim, seq_len))
+        narrowest = min((key[0] for key in rates), default=head_dim)
+        return _on_grid(rates, (head_dim, seq_len)) * min(1.0, head_dim / narrowest)
 
     def kernel_rate(self, kind: str, dtype: str, pass_: str, size: int) -> float:
         """Bytes/s of an elementwise kernel that moves `size` bytes."""
@@ -298,7 +298,7 @@ def _check(name: str, kind: str, value: Any, where: str, path: Path) -> None:
     right = isinstance(value, int) if kind == "int" else isinstance(value, int | float)
     if not right or isinstance(value, bool) or not math.isfinite(value):
         raise UserError(f"{where} in {path} must be a {'whole ' if kind == 'int' else ''}number, got {_short(value)}")
-    if value < 0 or (value == 0 and name != "runtime_bytes"):
+    if value < 0 or (value == 0 and name not in ("runtime_bytes", "disturbed")):
         raise UserError(f"{where} in {path} must be positive, got {value:g}")
     if value > BOUNDS.get(name, math.inf):
         raise UserError(

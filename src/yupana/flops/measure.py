@@ -13,13 +13,14 @@ import functools
 import gc
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yupana.flops.bench import CPU, CUDA, MOST_ROUNDS, SWEEPS, Bench, Effort, Kernels, Tell
+from yupana.flops.bench import CPU, CUDA, MOST_ROUNDS, SWEEPS, Bench, Effort, Kernels, Tell, waited
 from yupana.flops.hardware import device_name
 from yupana.flops.limits import DTYPES, LAYOUTS, AttentionRate, CollectiveRate, KernelRate, Limits, Machine, ProductRate
 from yupana.flops.operations import Sizes, adamw
@@ -40,13 +41,15 @@ def measure(
     import torch
 
     bench = Bench(device, dtypes, effort or (CUDA if device == "cuda" else CPU), tell)
+    begun, before = time.perf_counter(), waited()
     with torch.device(device):
         limits = sweep(bench, kernels)
         for number in range(1, SWEEPS):
             bench.sweep, bench.share = number, 0.0
             limits = limits.best_of(sweep(bench, kernels))
     tell("done", 1.0)
-    return replace(limits, runtime_bytes=runtime_bytes(device))
+    disturbed = (waited() - before) / (time.perf_counter() - begun)
+    return replace(limits, runtime_bytes=runtime_bytes(device), disturbed=disturbed)
 
 
 def sweep(bench: Bench, kernels: Kernels) -> Limits:
@@ -55,11 +58,11 @@ def sweep(bench: Bench, kernels: Kernels) -> Limits:
         machine(bench.device),
         launch_seconds(bench),
         compiled_seconds(bench, kernels),
-        0,
-        product_rates(bench),
-        attention_rates(bench, kernels),
-        memory_rates(bench) + elementwise_rates(bench, kernels) + optimizer_rates(bench, kernels),
-        collective_rates(bench),
+        runtime_bytes=0,
+        products=product_rates(bench),
+        attention=attention_rates(bench, kernels),
+        kernels=memory_rates(bench) + elementwise_rates(bench, kernels) + optimizer_rates(bench, kernels),
+        collectives=collective_rates(bench),
     )
 
 

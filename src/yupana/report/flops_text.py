@@ -16,6 +16,11 @@ def limits_tables(limits: Limits) -> Group:
     card = of_device(limits.machine.name)
     sheet = card.source if card else "No data sheet is known for this device: its peak is the measured one."
     tables = (products_table(limits), attention_table(limits), kernels_table(limits))
+    if limits.disturbed > 0.05:
+        sheet += (
+            f"\nThe machine was busy with something else: threads waited {limits.disturbed:.0%} of the time, so these "
+            "rates are too low. Measure again when it is quiet; the better of each rate is kept."
+        )
     return Group(peaks_table(limits), sheet, *(part for table in tables for part in ("", table)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,24 @@ def default_file(device: str) -> Path:
 
 
 def measure_limits(device: str, dtypes: tuple[str, ...], file: Path, tell: Tell) -> Limits:
-    """Measure, add to what `file` holds of this machine from before, and save there."""
+    """Measure and save in `file`, keeping the better of each rate that it holds of this machine from before.
+
+    A machine that was busy when it was measured must not look slow for ever.
+    """
     from yupana.flops.measure import measure
     from yupana.train.kernels import kernels
 
+    before = kept.load(file) if file.is_file() else None  # what is wrong with it is said before a minute has passed
     limits = measure(device, dtypes, kernels(device, compiled=can_compile(device)), tell)
-    if file.is_file():
-        before = kept.load(file)
-        same = (before.machine.name, before.machine.threads, before.machine.torch) == (
-            limits.machine.name, limits.machine.threads, limits.machine.torch,
-        )  # fmt: skip
-        limits = before.merged(limits) if same else limits
+    if before is not None and same_machine(before, limits):
+        limits = before.best_of(limits)
     kept.save(limits, file)
     return limits
+
+
+def same_machine(one: Limits, other: Limits) -> bool:
+    """Whether two measurements are of the same processor, threads and torch."""
+    return replace(one.machine, date="") == replace(other.machine, date="")
 
 
 def limits_for(device: str, precision: str, tell: Tell) -> Limits:
