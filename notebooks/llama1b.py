@@ -13,7 +13,7 @@
 #
 # From text to a loss curve, in order: look at the model, look at the data, train, read the curve and the MFU, sample.
 # On a machine with a GPU this trains the real Llama 3.2-1B for 50 steps; on a CPU it trains its 7-million-parameter
-# sibling with the very same cells. Time: about three minutes on two CPU cores; on a GPU not measured yet.
+# sibling with the very same cells. Time: about two minutes on two CPU cores; on a GPU not measured yet.
 #
 # Install once, from a clone: `pip install -e '.[all]' -c constraints.txt`.
 
@@ -51,7 +51,7 @@ for name, seq_len in (("llama3.2-1b", 2048), ("7m", 256)):
 # %% [markdown]
 # ## The data
 #
-# The Python installation's own library: twelve megabytes of code and documentation that every machine has. A byte-level
+# The Python installation's own library: ten megabytes of code and documentation that every machine has. A byte-level
 # BPE is trained on it (or Llama 3's tokenizer is used, where the model is Llama 3's), documents are split into training
 # and held-out ones, and the tokens end up in flat files that training maps into memory.
 
