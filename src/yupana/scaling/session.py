@@ -106,10 +106,11 @@ def make_plan(arguments: Namespace) -> dict[str, Any]:
     return told
 
 
-def sweep_overview(runs: list[Planned]) -> dict[str, Any]:
+def sweep_overview(runs: list[Planned], jobs: int) -> dict[str, Any]:
     """What is done, what the rest costs, and the seconds it takes at the finished runs' speed (None before any)."""
     left = sum(one.palm_flops for one in runs if one.state != "done")
     rate = speed(runs)
+    rate = None if rate is None else rate * jobs
     return {
         "runs": [
             {
