@@ -128,7 +128,7 @@ show(scaling_plots.draw_allocation(second, isoflop))
 third = fit.parametric(isoflop, refits=500)
 approaches = diagnose.approaches(isoflop, third)
 figure, axis = plt.subplots(figsize=(7, 2.4), layout="constrained")
-for row, (name, told) in enumerate(approaches.items()):
+for row, told in enumerate(approaches.values()):
     low, high = told["interval"]
     axis.plot([low, high], [row, row], color=BLUE, linewidth=3, alpha=0.5, solid_capstyle="butt")
     axis.plot(told["exponent_n"], row, "o", color=BLUE)
@@ -186,7 +186,8 @@ print(f"{'':24}   alpha    beta       a   sum of Huber losses")
 for name, tries in ends.items():
     *_, alpha, beta = theta = min(tries, key=lambda end: end.fun).x
     value = objective(theta, np.sum)[0]
-    print(f"{f'{name}, best of {len(starts)} starts':24} {alpha:7.3f} {beta:7.3f} {beta / (alpha + beta):7.3f}   {value:.5e}")
+    told = f"{name}, best of {len(starts)} starts"
+    print(f"{told:24} {alpha:7.3f} {beta:7.3f} {beta / (alpha + beta):7.3f}   {value:.5e}")
 p = parametric.parameters
 print(f"{'yupana':24} {p['alpha']:7.3f} {p['beta']:7.3f} {parametric.exponent_n:7.3f}   {parametric.objective:.5e}")
 
@@ -195,8 +196,8 @@ figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
 for (name, tries), colour in zip(ends.items(), (VERMILION, BLUE), strict=True):
     excess = np.sort([objective(end.x, np.sum)[0] / parametric.objective - 1 for end in tries])
     axis.plot(np.arange(1, len(excess) + 1), np.maximum(excess, 1e-6), "o-", color=colour, markersize=3, linewidth=1)
-    axis.annotate(name, (1, max(excess[0], 1e-6)), xytext=(-8, -3), textcoords="offset points", ha="right", color=colour,
-                  fontweight="bold")
+    axis.annotate(name, (1, max(excess[0], 1e-6)), xytext=(8, 5 if name == "sum" else -6),
+                  textcoords="offset points", color=colour, fontweight="bold")
 axis.set(yscale="log", xlabel="starts, the best first", ylabel="objective above the optimum (share)")
 axis.margins(x=0.08)
 axis.set_title("Where the search stops", loc="left", fontsize=10)
