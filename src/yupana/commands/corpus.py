@@ -15,6 +15,16 @@ def register(commands: Any) -> None:
     c = add_command(group, "list", list_, "the corpora that Llama-class models are pretrained on")
     c.add_argument("names", nargs="*", metavar="NAME", help="everything about these (a table of all)")
     c.add_argument("--save", type=Path, metavar="FILE", help="draw the published mixtures (.png, .svg, .pdf)")
+    c = add_command(group, "explore", explore, "look inside sources, side by side")
+    c.add_argument("sources", nargs="+", metavar="SOURCE", help="files, folders, 'python', or hf:NAME")
+    c.add_argument("--tokenizer", action="append", metavar="T", help="count tokens under it; may be given again "
+                   "(llama3 where it is installed, else bytes)")  # fmt: skip
+    c.add_argument("--sample", type=int, metavar="N", help="the first N documents of each (all; of hf: 10 000)")
+    c.add_argument("--evaluation", action="append", default=[], metavar="SOURCE",
+                   help="look for this evaluation text in the sources; may be given again")  # fmt: skip
+    c.add_argument("--similarity", type=float, default=0.8, help="Jaccard similarity of near copies (0.8)")
+    c.add_argument("--text_field", default="text", help="field or column that holds the text (text)")
+    c.add_argument("--out", type=Path, metavar="DIR", help="write explore.html, explore.png and explore.json there")
     c = add_command(group, "prepare", prepare, "token shards from text")
     c.add_argument("sources", nargs="+", metavar="SOURCE", help="files, folders, 'python', or hf:NAME")
     c.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of shards to make")
@@ -37,6 +47,31 @@ def list_(arguments: argparse.Namespace) -> int:
     from yupana.report.corpora_text import full_tables, list_table
 
     print_result(arguments, {"corpora": entries}, (full_tables if arguments.names else list_table)(entries))
+    return 0
+
+
+def explore(arguments: argparse.Namespace) -> int:
+    """`yupana corpus explore`."""
+    from yupana.corpus import explore as looking
+    from yupana.report.bar import Bar
+    from yupana.report.explore_page import check_folder, write_page
+    from yupana.report.explore_text import explore_tables
+
+    if arguments.out:
+        check_folder(arguments.out)
+    with Bar() as bar:
+        result = looking.explore(
+            arguments.sources,
+            arguments.tokenizer or [looking.default_tokenizer()],
+            arguments.sample,
+            arguments.evaluation,
+            arguments.text_field,
+            arguments.similarity,
+            bar.tell,
+        )
+    if arguments.out:
+        result["page"] = str(write_page(result, arguments.out))
+    print_result(arguments, result, explore_tables(result))
     return 0
 
 
