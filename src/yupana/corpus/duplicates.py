@@ -42,7 +42,8 @@ class Duplicates:
         self.documents = self.exact_bytes = self.compared = 0
         self.copies: list[dict[str, str]] = []
         self._signatures: list[np.ndarray] = []
-        self._sets, self._names = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self._sets = tempfile.TemporaryFile()  # noqa: SIM115 - both held until __exit__
+        self._names = tempfile.TemporaryFile()  # noqa: SIM115
         self._set_ends, self._name_ends = [0], [0]
         self._first: dict[bytes, int] = {}
 

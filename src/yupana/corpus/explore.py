@@ -23,6 +23,7 @@ from yupana.corpus import quality, tokenizers
 from yupana.corpus import words as w
 from yupana.corpus.contamination import Contamination, EvaluationText
 from yupana.corpus.duplicates import Duplicates
+from yupana.corpus.pieces import PIECE, pieces
 from yupana.corpus.sources import Skipped, documents, total_bytes
 from yupana.corpus.statistics import Statistics, sizes
 from yupana.errors import UserError
@@ -32,7 +33,6 @@ HUB_SAMPLE = 10_000
 """Documents of a hub dataset that are looked at unless --sample says otherwise."""
 BPE_BYTES = 32 << 20
 """A bpe:VOCAB is trained on so much of the sources, an equal part of each."""
-GROUP = 1 << 20
 
 Progress = Callable[[str, float], None]
 
@@ -218,7 +218,7 @@ class _Tokens:
             self._waiting.append(piece)
             self._owners.append(len(self.of_document) - 1)
             self._size += len(piece)
-            if self._size >= GROUP:
+            if self._size >= PIECE:
                 self.flush()
 
     def flush(self) -> None:
@@ -286,26 +286,12 @@ def _stop_between_documents() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-def pieces(text: str) -> Iterator[str]:
-    """A text in pieces of about GROUP characters, cut between lines where there are lines.
-
-    Byte-level tokenizers never join across such a cut; one inside a line can cost a token more.
-    """
-    begin = 0
-    while len(text) - begin > GROUP:
-        line_end = text.rfind("\n", begin, begin + GROUP)
-        end = line_end + 1 if line_end > begin else begin + GROUP
-        yield text[begin:end]
-        begin = end
-    yield text[begin:]
-
-
 def _training_texts(names: list[str], text_field: str) -> Iterator[str]:
     """The beginning of each source."""
     for name in names:
         taken = 0
         for _, text in documents([name], text_field):
-            yield text[: BPE_BYTES // len(names)]
+            yield from pieces(text[: BPE_BYTES // len(names)])
             taken += len(text)
             if taken >= BPE_BYTES // len(names):
                 break

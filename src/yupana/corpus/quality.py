@@ -55,12 +55,12 @@ RULES = (
     Rule("repetition", "repeated_line_characters", "at most 20 % of characters in repeated lines", high=0.2),
     Rule("repetition", "repeated_paragraph_characters", "at most 20 % of characters in repeated paragraphs", high=0.2),
     *(
-        Rule("repetition", f"top_{n}gram", f"at most {100 * high:.0f} % of characters in the top {n}-gram", high=high)
-        for n, high in ((2, 0.20), (3, 0.18), (4, 0.16))
+        Rule("repetition", f"top_{n}gram", f"at most {high} % of characters in the top {n}-gram", high=high / 100)
+        for n, high in ((2, 20), (3, 18), (4, 16))
     ),
     *(
-        Rule("repetition", f"repeated_{n}grams", f"at most {100 * high:.0f} % of characters in repeated {n}-grams", high=high)
-        for n, high in ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
+        Rule("repetition", f"repeated_{n}grams", f"at most {high} % of characters in repeated {n}-grams", high=high / 100)
+        for n, high in ((5, 15), (6, 14), (7, 13), (8, 12), (9, 11), (10, 10))
     ),
     Rule("c4", "sentences", "at least 3 sentences in the lines that C4 keeps", low=3),
     Rule("c4", "curly_brackets", "no curly bracket", high=0),

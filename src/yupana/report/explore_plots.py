@@ -14,7 +14,7 @@ def draw_explore(sources: list[dict[str, Any]]) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 12), layout="constrained")
-    names, panels, below = figure.subfigures(3, 1, height_ratios=[0.045, 1, 0.9])
+    names, panels, below = list(figure.subfigures(3, 1, height_ratios=[0.045, 1, 0.9]))  # type: ignore[arg-type]
     _names(names, sources)
     axes = panels.subplots(2, 3).ravel()
     for draw, one in zip((_lengths, _zipf, _heaps, _tokens, _characters, _copies), axes, strict=True):

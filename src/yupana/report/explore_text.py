@@ -8,6 +8,9 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+Row = tuple[str, Callable[[dict[str, Any]], str]]
+"""A label, and how to write the figure of a source."""
+
 
 def explore_tables(result: dict[str, Any]) -> Group:
     """Figures, rules and repeated lines, a column for each source."""
@@ -21,7 +24,7 @@ def explore_tables(result: dict[str, Any]) -> Group:
 
 def figures(sources: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     """(what, one figure a source)."""
-    rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+    rows: list[Row] = [
         ("documents", lambda s: f"{s['documents']:,}"),
         ("bytes", lambda s: f"{s['bytes']:,}"),
         ("words", lambda s: f"{s['words']:,}"),
@@ -30,13 +33,7 @@ def figures(sources: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         ("… 5 % to 95 %", lambda s: f"{s['sizes']['quantiles']['p5']:,} to {s['sizes']['quantiles']['p95']:,}"),
     ]
     for number, tokenizer in enumerate(sources[0]["tokenizers"]):
-        name = tokenizer["name"]
-        rows += [
-            (f"tokens, {name}", lambda s, n=number: f"{s['tokenizers'][n]['tokens']:,}"),
-            ("… bytes a token", lambda s, n=number: f"{s['tokenizers'][n]['bytes_per_token']:.2f}"),
-            ("… tokens a word", lambda s, n=number: f"{s['tokenizers'][n]['tokens_per_word']:.2f}"),
-            ("… of the vocabulary used", lambda s, n=number: _percent(s["tokenizers"][n]["vocabulary_share"])),
-        ]  # fmt: skip
+        rows += _of_tokenizer(number, tokenizer["name"])
     rows += [
         ("compression (zlib)", lambda s: f"{s['compression']['ratio']:.2f} ×"),
         ("equal copies", lambda s: _count(s["duplicates"]["exact"])),
@@ -51,6 +48,18 @@ def figures(sources: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         rows.append(("… documents that hold some", lambda s: f"{s['contamination']['documents']:,}"))
     rows.append(("skipped", lambda s: f"{sum(s['skipped'].values()):,}"))
     return [(label, [figure(source) for source in sources]) for label, figure in rows]
+
+
+def _of_tokenizer(number: int, name: str) -> list[Row]:
+    def figure(key: str, form: str) -> Callable[[dict[str, Any]], str]:
+        return lambda source: form.format(source["tokenizers"][number][key])
+
+    return [
+        (f"tokens, {name}", figure("tokens", "{:,}")),
+        ("… bytes a token", figure("bytes_per_token", "{:.2f}")),
+        ("… tokens a word", figure("tokens_per_word", "{:.2f}")),
+        ("… of the vocabulary used", figure("vocabulary_share", "{:.1%}")),
+    ]
 
 
 def rules(sources: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -75,7 +84,8 @@ def notes(result: dict[str, Any]) -> list[str]:
         for reason, count in source["skipped"].items():
             told.append(f"{name}: {count:,} skipped, {reason}, the first at {source['skipped_first'][reason]}")
         if source["looked_at_in_part"]:
-            told.append(f"{name}: of {source['looked_at_in_part']:,} documents only the first 4 Mi characters were looked at")
+            long = source["looked_at_in_part"]
+            told.append(f"{name}: of {long:,} documents only the first 4 Mi characters were looked at")
         if source["duplicates"]["near"]["compared"] == 400_000:
             told.append(f"{name}: near copies were looked for among the first 400 000 documents")
         if source["languages"] is None and source is result["sources"][0]:
