@@ -42,13 +42,13 @@ def write_report(run: RunDirectory) -> Path | None:
     record = read_run(run)
     prediction = foretold(record)
     with rc_context({"svg.hashsalt": "yupana", "font.size": 10}):
-        drawing = _save(draw(record, prediction), run.path / "report.png")
-        inside = _save(draw_health(record), run.path / "health.png") if record.health else ""
+        drawing = save_figure(draw(record, prediction), run.path / "report.png")
+        inside = save_figure(draw_health(record), run.path / "health.png") if record.health else ""
     write_atomically(run.path / "report.html", _page(record, drawing, inside, prediction.told if prediction else ""))
     return run.path / "report.html"
 
 
-def _save(figure: Any, path: Path) -> str:
+def save_figure(figure: Any, path: Path) -> str:
     """Write the figure as a picture; returns it as an <svg> for the page."""
     svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
