@@ -18,7 +18,7 @@ ALLOWED = {
     "corpus": {"corpus", *FOUNDATION},
     "train": {"train", "model", "corpus", "flops", "run", "yupana", *FOUNDATION},
     "scaling": {"scaling", "flops", "run", "model.shapes", "train.schedule", *FOUNDATION},
-    "report": {"report", "run", "flops", "model.shapes", *FOUNDATION},
+    "report": {"report", "run", "flops", "model.shapes", "scaling.compare", *FOUNDATION},
 }
 HEAVY = {"transformers", "trl", "peft", "datasets", "wandb", "matplotlib", "pyarrow", "tensorboard"}
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from yupana import config
 from yupana.cli import main
+from yupana.errors import UserError
 from yupana.flops.count import flops_per_token
 from yupana.run import RunDirectory
 from yupana.scaling import (
@@ -29,7 +30,8 @@ from yupana.scaling import (
     runs,
     shapes,
 )
-from yupana.scaling.predict import compare, predict
+from yupana.scaling.compare import compare
+from yupana.scaling.predict import predict
 from yupana.scaling.solve import huber, minimise
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "scaling"
@@ -508,6 +510,9 @@ def test_a_run_that_leaves_its_band_is_named():
     bad = [*good[:40], *({**row, "val_loss": row["val_loss"] * 1.1} for row in good[40:])]
     assert compare(prediction, bad, 2000)["left_band_at"] == good[40]["step"]
     assert not compare(prediction, good[:50], 2000)["finished"]
+    for steps, parameters in ((1999, None), (2000, 2e8)):
+        with pytest.raises(UserError, match="another run's"):
+            compare(prediction, good, steps, parameters)
 
 
 # --- the command line ----------------------------------------------------------------------------------------------
@@ -701,6 +706,7 @@ def test_a_planned_run_trains_and_keeps_its_promise(yupana, tmp_path, corpus):
     assert result["finished"]
     assert result["rows"][-1]["measured"] == last["val_loss"]
     assert (tmp_path / "picture.png").stat().st_size > 1000
+    assert json.loads((run / "prediction.json").read_text()) == json.loads(guess.read_text())
 
 
 def make_run(path, n_layers, tokens, loss, evaluated=None):

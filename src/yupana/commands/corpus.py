@@ -1,4 +1,4 @@
-"""`yupana corpus …`: from text to token shards."""
+"""`yupana corpus …`: what there is, what is inside, and from text to token shards."""
 
 from __future__ import annotations
 
@@ -11,13 +11,68 @@ from yupana.commands.shared import add_command, add_group, print_result
 
 def register(commands: Any) -> None:
     """Add the commands."""
-    group = add_group(commands, "corpus", "from text to token shards")
+    group = add_group(commands, "corpus", "the corpora Llamas are trained on; from text to token shards")
+    c = add_command(group, "list", list_, "the corpora that Llama-class models are pretrained on")
+    c.add_argument("names", nargs="*", metavar="NAME", help="everything about these (a table of all)")
+    c.add_argument("--save", type=Path, metavar="FILE", help="draw the published mixtures (.png, .svg, .pdf)")
+    c = add_command(group, "explore", explore, "look inside sources, side by side")
+    c.add_argument("sources", nargs="+", metavar="SOURCE", help="files, folders, 'python', or hf:NAME")
+    c.add_argument("--tokenizer", action="append", metavar="T", help="count tokens under it; may be given again "
+                   "(llama3 where it is installed, else bytes)")  # fmt: skip
+    c.add_argument("--sample", type=int, metavar="N", help="the first N documents of each (all; of hf: 10 000)")
+    c.add_argument("--evaluation", action="append", default=[], metavar="SOURCE",
+                   help="look for this evaluation text in the sources; may be given again")  # fmt: skip
+    c.add_argument("--similarity", type=float, default=0.8, help="Jaccard similarity of near copies (0.8)")
+    c.add_argument("--text_field", default="text", help="field or column that holds the text (text)")
+    c.add_argument("--out", type=Path, metavar="DIR", help="write explore.html, explore.png and explore.json there")
     c = add_command(group, "prepare", prepare, "token shards from text")
     c.add_argument("sources", nargs="+", metavar="SOURCE", help="files, folders, 'python', or hf:NAME")
     c.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of shards to make")
     c.add_argument("--tokenizer", default="bpe:4096", help="bytes, bpe:VOCAB, llama3, or a folder (bpe:4096)")
     c.add_argument("--val_fraction", type=float, default=0.01, help="share of documents held out (0.01)")
     c.add_argument("--text_field", default="text", help="field or column that holds the text (text)")
+
+
+def list_(arguments: argparse.Namespace) -> int:
+    """`yupana corpus list`."""
+    from yupana.corpus.known import as_dict, named
+
+    entries = [as_dict(entry) for entry in named(arguments.names)]
+    if arguments.save:
+        from yupana.report.anatomy_plot import check_target
+        from yupana.report.corpora_plot import save_mixtures
+
+        check_target(arguments.save)
+        save_mixtures(entries, arguments.save)
+    from yupana.report.corpora_text import full_tables, list_table
+
+    print_result(arguments, {"corpora": entries}, (full_tables if arguments.names else list_table)(entries))
+    return 0
+
+
+def explore(arguments: argparse.Namespace) -> int:
+    """`yupana corpus explore`."""
+    from yupana.corpus import explore as looking
+    from yupana.report.bar import Bar
+    from yupana.report.explore_page import check_folder, write_page
+    from yupana.report.explore_text import explore_tables
+
+    if arguments.out:
+        check_folder(arguments.out)
+    with Bar() as bar:
+        result = looking.explore(
+            arguments.sources,
+            arguments.tokenizer or [looking.default_tokenizer()],
+            arguments.sample,
+            arguments.evaluation,
+            arguments.text_field,
+            arguments.similarity,
+            bar.tell,
+        )
+    if arguments.out:
+        result["page"] = str(write_page(result, arguments.out))
+    print_result(arguments, result, explore_tables(result))
+    return 0
 
 
 def prepare(arguments: argparse.Namespace) -> int:

@@ -71,12 +71,12 @@ def sweep(arguments: argparse.Namespace) -> int:
     from yupana.scaling.sweep import make, read_sweep, runs_of
 
     wanted = read_sweep(arguments.file)
-    overview = sweep_overview(runs_of(wanted))
+    overview = sweep_overview(runs_of(wanted), wanted.jobs)
     if not arguments.json:
         show(sweep_table(overview))
     if not arguments.dry:
         failed = make(wanted, runs_of(wanted), lambda line: print(line, file=sys.stderr, flush=True))
-        overview = sweep_overview(runs_of(wanted)) | {"failed": failed}
+        overview = sweep_overview(runs_of(wanted), wanted.jobs) | {"failed": failed}
     if arguments.json:
         print_result(arguments, overview, "")
     elif not arguments.dry and not overview["failed"]:

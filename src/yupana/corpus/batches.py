@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from yupana.corpus.shards import Corpus, TokenStream
+from yupana.corpus.words import mix
 from yupana.errors import UserError
 
 IGNORED = -100
@@ -128,17 +129,10 @@ def permuted(numbers: np.ndarray, n: int, *key: object) -> np.ndarray:
     while walking.size:
         left, right = flat[walking] >> half, flat[walking] & mask
         for round_key in keys:  # eight rounds
-            left, right = right, left ^ (_mix(right ^ round_key) & mask)
+            left, right = right, left ^ (mix(right ^ round_key) & mask)
         flat[walking] = left << half | right
         walking = walking[flat[walking] >= n]
     return flat.astype(np.int64).reshape(np.shape(numbers))
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """Scramble 64 bits: the finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 class _Windows:

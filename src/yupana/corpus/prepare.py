@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from yupana.corpus.pieces import PIECE, pieces
 from yupana.corpus.sources import Skipped, documents, fingerprint
 from yupana.errors import UserError
 from yupana.files import disk_errors, sha256_of, sync_folder, write_atomically, write_json
@@ -169,10 +170,11 @@ class _Job:
         taken = 0
         for text in self._texts():
             if text_hash(text) >= self.state["boundary"]:
-                yield text
-                taken += len(text)
-            if taken >= BPE_BYTES:
-                return
+                for piece in pieces(text):
+                    yield piece
+                    taken += len(piece)
+                    if taken >= BPE_BYTES:
+                        return
 
     def _write_shards(self) -> None:
         """Tokenise every document that is not on disk yet."""
@@ -185,11 +187,10 @@ class _Job:
         stream = documents(self.names, self.request["text_field"], self.skipped)
         noted = time.monotonic()
         for texts in _groups(itertools.islice((text for _, text in stream), self.state["documents"], None)):
-            encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            for text, encoding in zip(texts, encoded, strict=True):
+            for text, tokens in zip(texts, self._encoded(texts, stored), strict=True):
                 split = "val" if text_hash(text) < self.state["boundary"] else "train"
-                tokens = np.array([bos, *encoding.ids, eos], dtype=stored)
-                writers[split].add(tokens, len(text.encode()))
+                document = np.concatenate([np.array([bos], stored), tokens, np.array([eos], stored)])
+                writers[split].add(document, len(text.encode()))
             self.state["documents"] += len(texts)
             self.progress("tokenising", self.state["documents"], sum(writer.all_tokens for writer in writers.values()))
             if time.monotonic() - noted >= SAVE_EVERY:
@@ -199,6 +200,15 @@ class _Job:
                 noted = time.monotonic()
         for name, writer in writers.items():
             self.state["splits"][name] = writer.close()
+
+    def _encoded(self, texts: list[str], stored: np.dtype) -> list[np.ndarray]:
+        """The tokens of each text: of all at once, over all cores; of one that is too long for that piece by piece."""
+        if len(texts[0]) > PIECE and self.spec.split(":")[0] in ("bytes", "bpe", "llama3"):
+            (text,) = texts
+            parts = (self.tokenizer.encode(piece, add_special_tokens=False).ids for piece in pieces(text))
+            return [np.concatenate([np.array(ids, dtype=stored) for ids in parts])]
+        encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=stored) for encoding in encoded]
 
     def _describe(self) -> None:
         """corpus.json, last: a folder that has it is whole."""
@@ -362,13 +372,16 @@ def _finished(out: Path, request: dict[str, Any], names: list[str]) -> dict[str,
 
 
 def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of texts of about GROUP_BYTES together."""
+    """Lists of texts of about GROUP_BYTES together; a text longer than PIECE is alone in its list."""
     group: list[str] = []
     size = 0
     for text in texts:
+        if group and len(text) > PIECE:
+            yield group
+            group, size = [], 0
         group.append(text)
         size += len(text)
-        if size >= GROUP_BYTES:
+        if size >= GROUP_BYTES or len(text) > PIECE:
             yield group
             group, size = [], 0
     if group:

@@ -112,6 +112,15 @@ def fingerprint(source: str | Path) -> str:
     return digest.hexdigest()
 
 
+def total_bytes(source: str | Path) -> int | None:
+    """Bytes of a local source's files, to tell how far a reading is; None where they do not say (hub, compressed)."""
+    if str(source).startswith("hf:"):
+        return None
+    paths = [path for _, path in _files(str(source))]
+    packed = any(path.suffix.lower() in {*COMPRESSED, ".parquet"} for path in paths)
+    return None if packed else sum(path.stat().st_size for path in paths)
+
+
 class _Bad(Exception):
     """A file that cannot be read: a UserError where it was named, skipped and counted inside a folder."""
 

@@ -34,19 +34,21 @@ def write_report(run: RunDirectory) -> Path | None:
     try:
         from matplotlib import rc_context
 
+        from yupana.report.foretold import foretold
         from yupana.report.health import draw_health
         from yupana.report.plots import draw
     except ImportError:
         return None
     record = read_run(run)
+    prediction = foretold(record)
     with rc_context({"svg.hashsalt": "yupana", "font.size": 10}):
-        drawing = _save(draw(record), run.path / "report.png")
-        inside = _save(draw_health(record), run.path / "health.png") if record.health else ""
-    write_atomically(run.path / "report.html", _page(record, drawing, inside))
+        drawing = save_figure(draw(record, prediction), run.path / "report.png")
+        inside = save_figure(draw_health(record), run.path / "health.png") if record.health else ""
+    write_atomically(run.path / "report.html", _page(record, drawing, inside, prediction.told if prediction else ""))
     return run.path / "report.html"
 
 
-def _save(figure: Any, path: Path) -> str:
+def save_figure(figure: Any, path: Path) -> str:
     """Write the figure as a picture; returns it as an <svg> for the page."""
     svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
@@ -56,7 +58,7 @@ def _save(figure: Any, path: Path) -> str:
     return drawing[drawing.index("<svg") :]
 
 
-def _page(record: RunRecord, drawing: str, inside: str) -> str:
+def _page(record: RunRecord, drawing: str, inside: str, prediction: str) -> str:
     figures = summary(record)
     name = html.escape(record.path.name)
     rows = "".join(f"<tr><td>{k}</td><td>{html.escape(v)}</td></tr>" for k, v in _rows(figures))
@@ -69,6 +71,7 @@ def _page(record: RunRecord, drawing: str, inside: str) -> str:
 <title>{name} · yupana</title><style>{STYLE}</style></head><body>
 <h1>{name}</h1><p class="told">{_headline(figures)}</p>
 {drawing}
+{f"<p>{html.escape(prediction)}</p>" if prediction else ""}
 <h2>In figures</h2><table>{rows}</table>
 {looked}
 {sample}

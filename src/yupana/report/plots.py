@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from yupana.report.foretold import Foretold, draw_foretold
 from yupana.report.read import RunRecord
 
 # Colours that stay apart for colour-blind eyes (Okabe & Ito), one meaning each.
@@ -19,8 +20,8 @@ TRAINING, VALIDATION, RATE, NORM, SPEED, UTILISATION = (
 )
 
 
-def draw(record: RunRecord) -> Any:
-    """A matplotlib figure: loss (training and validation), learning rate, gradient norm, throughput and MFU."""
+def draw(record: RunRecord, prediction: Foretold | None = None) -> Any:
+    """A matplotlib figure: loss (training, validation, predicted), learning rate, gradient norm, throughput and MFU."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7.5), layout="constrained")
@@ -31,6 +32,8 @@ def draw(record: RunRecord) -> Any:
     tokens = column(record, "tokens")
     scale, unit = (1e9, "billion") if tokens.size and tokens[-1] > 2e9 else (1e6, "million")
     _loss(loss, record, tokens / scale, scale)
+    if prediction and prediction.curve:
+        draw_foretold(loss, prediction.curve, scale)
     curves = (
         ("learning rate", column(record, "lr"), RATE, 1.0),
         ("gradient norm", column(record, "grad_norm"), NORM, 1.0),

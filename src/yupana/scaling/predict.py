@@ -24,7 +24,6 @@ from yupana.scaling.plan import FURTHEST
 Array = Any  # a numpy array
 
 LEVEL = 0.8
-ALARM = 2.0  # half-widths of the interval: about 99 %
 MEMORY = 1000.0
 """Steps of the annealing law's memory, 1 / (1 - lambda)."""
 MEMORY_SHARE = 1 / 24
@@ -66,42 +65,6 @@ def predict(
         "interval_level": LEVEL,
         "curve": [] if rates is None else _curve(law, n, tokens, rates, annealing, points),
         "warnings": warnings,
-    }
-
-
-def compare(prediction: dict[str, Any], evaluations: list[dict[str, Any]], final_step: int) -> dict[str, Any]:
-    """A run's validation losses beside its prediction: where it left the alarm band, and the error at the end.
-
-    One evaluation in five is outside an 80 % interval by chance; the alarm band is twice as wide.
-
-    `evaluations`: {"step", "val_loss"} as in metrics.jsonl. Raises UserError when none lies in the predicted range.
-    """
-    curve = prediction["curve"]
-    if not curve:
-        raise UserError("the prediction holds no curve: make it with --config run.yaml, which gives the schedule")
-    steps = np.array([row["step"] for row in curve], dtype=float)
-    lines = {name: np.array([row[name] for row in curve], dtype=float) for name in ("loss", "low", "high")}
-    rows = []
-    for record in evaluations:
-        if not steps[0] <= record["step"] <= steps[-1]:
-            continue
-        told = {name: float(np.interp(record["step"], steps, line)) for name, line in lines.items()}
-        inside = None
-        if np.isfinite(told["low"]):
-            far = record["val_loss"] - told["loss"]
-            limit = told["high"] - told["loss"] if far > 0 else told["loss"] - told["low"]
-            inside = bool(abs(far) <= ALARM * limit)
-        row = {"step": record["step"], "measured": record["val_loss"], "inside": inside}
-        rows.append(row | {name: value if np.isfinite(value) else None for name, value in told.items()})
-    if not rows:
-        raise UserError("the run has no validation loss yet in the range of the prediction: wait for its next evaluation")
-    last = rows[-1]
-    finished = last["step"] >= final_step
-    return {
-        "rows": rows,
-        "left_band_at": next((row["step"] for row in rows if row["inside"] is False), None),
-        "finished": finished,
-        "relative_error": last["loss"] / last["measured"] - 1,
     }
 
 

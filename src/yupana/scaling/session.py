@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from yupana.scaling import allocation, annealing, diagnose, result, runs
 from yupana.scaling import fit as fits
 from yupana.scaling import plan as plans
 from yupana.scaling import points as reading
-from yupana.scaling.predict import ANNEALING, MEMORY, compare, predict
+from yupana.scaling.compare import FILE, compare, read_prediction
+from yupana.scaling.predict import ANNEALING, MEMORY, predict
 from yupana.scaling.sweep import Planned, speed
 
 MOST_REFITS = 20_000
@@ -76,17 +76,13 @@ def predict_run(arguments: Namespace) -> dict[str, Any]:
 
 
 def compare_run(arguments: Namespace) -> dict[str, Any]:
-    """`scaling predict PREDICTION --run RUN`: during or after a run."""
-    path = Path(arguments.law)
-    try:
-        prediction = json.loads(path.read_text())
-        if "curve" not in prediction:
-            raise ValueError
-    except (OSError, ValueError, TypeError):
-        raise UserError(f"{path} is no prediction: make one with yupana scaling predict FIT --config … --out FILE") from None
+    """`scaling predict PREDICTION --run RUN`: during or after a run; its report draws the prediction from then on."""
+    prediction = read_prediction(Path(arguments.law))
     run = open_run(arguments.run)
+    settings = config.load(file=run.config_file)
     evaluations = [record for record in run.metrics() if "val_loss" in record]
-    told = compare(prediction, evaluations, config.load(file=run.config_file).total_steps)
+    told = compare(prediction, evaluations, settings.total_steps, settings.model.parameters)
+    write_json(run.path / FILE, prediction)
     return told | {"prediction": prediction}
 
 
@@ -106,10 +102,11 @@ def make_plan(arguments: Namespace) -> dict[str, Any]:
     return told
 
 
-def sweep_overview(runs: list[Planned]) -> dict[str, Any]:
+def sweep_overview(runs: list[Planned], jobs: int) -> dict[str, Any]:
     """What is done, what the rest costs, and the seconds it takes at the finished runs' speed (None before any)."""
     left = sum(one.palm_flops for one in runs if one.state != "done")
     rate = speed(runs)
+    rate = None if rate is None else rate * jobs
     return {
         "runs": [
             {

@@ -1,4 +1,4 @@
-"""A grid of IsoFLOP runs: sizes × budgets × seeds, each an ordinary run directory, made one after another.
+"""A grid of IsoFLOP runs: sizes × budgets × seeds, each an ordinary run directory, one or `jobs` at a time.
 
 The sweep keeps no state of its own: a run is done when its directory says so, so an interrupted sweep goes on where it
 stopped, and `yupana scaling fit OUT/runs/*` reads the result.
@@ -7,9 +7,11 @@ stopped, and `yupana scaling fit OUT/runs/*` reads the result.
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -65,14 +67,22 @@ class Sweep:
     seeds: tuple[int, ...] = (0,)
     device: str = "auto"
     compile: str = "off"
+    jobs: int = 1
+    """Runs at a time on this machine, which share its processor's threads: models too small for all of them."""
     eval_tokens: int = 131_072
+    evaluations: int = 5
+    """Of a run, beside the one before its first step; they cost as much as a third of training on their tokens."""
+    checkpoints: int = 3
+    """Of a run; 0 saves none, so that a run that is killed begins again."""
 
     def __post_init__(self) -> None:
         if not self.budgets or min(self.budgets) <= 0:
             raise UserError("budgets in the sweep's file must be a list of positive FLOPs, such as [1e13, 3e13, 1e14]")
-        for name in ("sizes", "vocab_size", "seq_len", "head_dim", "aspect", "lr_scale", "lr_most", "batch_scale"):
+        for name in ("sizes", "vocab_size", "seq_len", "head_dim", "aspect", "lr_scale", "lr_most", "batch_scale", "jobs"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} in the sweep's file must be positive, got {getattr(self, name)}")
+        if self.evaluations < 1 or self.checkpoints < 0:
+            raise UserError("evaluations in the sweep's file must be at least 1, and checkpoints at least 0")
         if self.span <= 1 or not self.seeds:
             raise UserError("span in the sweep's file must be above 1, and seeds must hold at least one number")
         if self.convention not in counting.FLOPS:
@@ -156,30 +166,41 @@ def write_configurations(sweep: Sweep, runs: list[Planned]) -> None:
 
 
 def make(sweep: Sweep, runs: list[Planned], told: Callable[[str], None]) -> list[str]:
-    """Train what is not done yet, one run after another; the names of those that failed.
+    """Train what is not done yet, `jobs` runs at a time; the names of those that failed.
 
     `told` gets a line before and after each. Each run is a `yupana train` process of its own, its output in
-    OUT/logs/NAME.log; a run that had begun is resumed.
+    OUT/logs/NAME.log; a run that had begun is resumed. The first runs alone: it prepares the text for all.
     """
     write_configurations(sweep, runs)
-    logs = Path(sweep.out) / "logs"
-    logs.mkdir(exist_ok=True)
-    waiting, failed = [one for one in runs if one.state != "done"], []
-    for number, one in enumerate(waiting, 1):
-        told(f"{number}/{len(waiting)} {one.name}: {one.config.model.parameters:,} parameters, {one.tokens:,} tokens")
-        file = Path(sweep.out) / "configs" / f"{one.name}.yaml"
-        command = [sys.executable, "-m", "yupana", "train", "--config", str(file), "--run", str(one.run.path), "--json"]
-        with open(logs / f"{one.name}.log", "a") as log:
-            code = subprocess.run(
-                [*command, *(["--resume"] if one.run.exists else [])], stdout=log, stderr=subprocess.STDOUT, check=False
-            ).returncode
-        if code:
-            failed.append(one.name)
-            told(f"    failed ({code}): see {logs / one.name}.log")
-        else:
-            losses = [record["val_loss"] for record in one.run.metrics() if "val_loss" in record]
-            told(f"    validation loss {losses[-1]:.4f}")
-    return failed
+    (Path(sweep.out) / "logs").mkdir(exist_ok=True)
+    waiting = [one for one in runs if one.state != "done"]
+    with ThreadPoolExecutor(sweep.jobs) as pool:
+        try:
+            codes = [_train(sweep, one, told) for one in waiting[:1]]
+            codes += pool.map(lambda one: _train(sweep, one, told), waiting[1:])
+        except BaseException:  # Ctrl-C: the processes have it too; begin no more of them
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return [one.name for one, code in zip(waiting, codes, strict=True) if code]
+
+
+def _train(sweep: Sweep, one: Planned, told: Callable[[str], None]) -> int:
+    """One run as a process with its share of the threads; its exit code."""
+    told(f"{one.name}: {one.config.model.parameters:,} parameters, {one.tokens:,} tokens")
+    file, output = Path(sweep.out) / "configs" / f"{one.name}.yaml", Path(sweep.out) / "logs" / f"{one.name}.log"
+    command = [sys.executable, "-m", "yupana", "train", "--config", str(file), "--run", str(one.run.path), "--json"]
+    threads = {} if sweep.jobs == 1 else {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // sweep.jobs))}
+    with open(output, "a") as log:
+        code = subprocess.run(
+            [*command, *(["--resume"] if one.run.exists else [])],
+            stdout=log, stderr=subprocess.STDOUT, env=os.environ | threads, check=False,
+        ).returncode  # fmt: skip
+    if code:
+        told(f"    {one.name} failed ({code}): see {output}")
+    else:
+        losses = [record["val_loss"] for record in one.run.metrics() if "val_loss" in record]
+        told(f"    {one.name}: validation loss {losses[-1]:.4f}")
+    return code
 
 
 def _typed(key: str, value: Any, hint: Any, path: Path) -> Any:
@@ -248,9 +269,16 @@ def _configuration(sweep: Sweep, shape: ModelShape, budget: float, seed: int) ->
             warmup_steps=max(1, steps // 20),
             min_lr_ratio=sweep.min_lr_ratio,
         ),
-        checkpoint=CheckpointConfig(every=max(20, steps // 3), keep=1),
-        log=LogConfig(every=max(1, steps // 200), eval_every=max(1, steps // 5), eval_tokens=sweep.eval_tokens),
+        checkpoint=CheckpointConfig(every=max(20, _share(steps, sweep.checkpoints)) if sweep.checkpoints else 0, keep=1),
+        log=LogConfig(
+            every=max(1, steps // 200), eval_every=_share(steps, sweep.evaluations), eval_tokens=sweep.eval_tokens
+        ),
     )
+
+
+def _share(steps: int, times: int) -> int:
+    """Steps between `times` events of a run, the last at its end; rounded up, so that there are no more."""
+    return -(-steps // times)
 
 
 def _with_state(name: str, budget: float, settings: Config, out: Path) -> Planned:

@@ -1,0 +1,39 @@
+"""Words and runs of words as numbers, so that numpy can compare them; the same numbers in every process."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+_WORD = re.compile(r"\w+")
+
+
+def plain_words(text: str) -> list[str]:
+    """The words of a text in lower case without punctuation: what copies are compared by."""
+    return _WORD.findall(text.lower())
+
+
+def hashes(words: Sequence[str]) -> np.ndarray:
+    """A number for each word, uint64 [words]: its CRC-32, scrambled."""
+    return mix(np.fromiter((zlib.crc32(word.encode()) for word in words), dtype=np.uint64, count=len(words)))
+
+
+def ngrams(word_hashes: np.ndarray, n: int) -> np.ndarray:
+    """A number for each run of `n` words, uint64 [words - n + 1]; empty where there are fewer words."""
+    count = len(word_hashes) - n + 1
+    if count < 1:
+        return np.zeros(0, dtype=np.uint64)
+    combined = np.zeros(count, dtype=np.uint64)
+    for place in range(n):
+        combined = mix(combined * np.uint64(0x9E3779B97F4A7C15) + word_hashes[place : place + count])
+    return combined
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """Scramble 64 bits one to one: the finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
