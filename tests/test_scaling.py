@@ -374,6 +374,20 @@ def test_intervals_cover_the_truth_as_often_as_they_claim():
     assert all(0.7 <= share <= 0.9 for share in covered.values()), covered
 
 
+def test_pictures_bear_a_law_that_lost_a_term(tmp_path):
+    """A refit to few points can end at A = 0, where there is no optimal size."""
+    pytest.importorskip("matplotlib")
+    from yupana.report.scaling_plots import draw_fit
+    from yupana.scaling.result import of_parametric
+
+    study = synthetic(TRUTH, 0)
+    told = of_parametric(study, fit.parametric(study, refits=20))
+    lost = [told["parameters"]["E"], 0.0, *list(told["parameters"].values())[2:]]
+    for parameters in (told["parameters"], dict(zip(told["parameters"], lost, strict=True))):
+        figure = draw_fit({**told, "parameters": parameters, "samples": [*told["samples"], lost]}, study)
+        figure.savefig(tmp_path / "fit.png")
+
+
 def test_known_bias_of_the_parabola_is_reported():
     """A parabola finds the optimum where the loss curve is symmetric (alpha = beta), and beside it where it is not."""
     even = laws.ChinchillaLaw(1.8, 480.0, 1000.0, 0.35, 0.35)

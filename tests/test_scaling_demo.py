@@ -18,7 +18,7 @@ from yupana.scaling import laws, runs
 from yupana.scaling.predict import predict
 
 ROOT = Path(__file__).parents[1]
-STEPS = 400
+STEPS = 20_000
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def made_up_run(path, factor):
     run = RunDirectory(path)
     told = [row["step"] for row in prediction["curve"]], [row["loss"] for row in prediction["curve"]]
     rates_and_speed = {"grad_norm": 1.0, "tokens_per_second": 1e5, "mfu": 0.4, "mfu_exact": 0.3, "mfu_measured": 0.4}
-    for step in range(10, STEPS + 1, 10):
+    for step in range(500, STEPS + 1, 500):
         loss = factor * float(np.interp(step, *told))
         about = {"step": step, "tokens": tokens * step // STEPS, "seconds": step / 10}
         run.log({**about, "loss": loss, "lr": rates[step - 1], "memory_bytes": 1e9, **rates_and_speed})

@@ -67,7 +67,7 @@ def draw_foretold(axes: Any, curve: list[dict[str, Any]], scale: float) -> None:
     axes.plot(tokens, middle, color=COLOUR, linewidth=1.4, linestyle="--")
     at = 2 * len(curve) // 3
     axes.annotate(
-        "predicted (80 %; lighter: alarm)", (tokens[at], middle[at]), xytext=(0, 34), textcoords="offset points",
+        "predicted (80 %; lighter: alarm)", (tokens[at], middle[at]), xytext=(0, 70), textcoords="offset points",
         ha="center", color=COLOUR, fontweight="bold", arrowprops={"arrowstyle": "-", "color": COLOUR, "linewidth": 0.8},
     )  # fmt: skip
     axes.set_ylim(min(bottom, 0.97 * middle[-1]), top)

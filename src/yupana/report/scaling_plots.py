@@ -50,16 +50,17 @@ def draw_fit(result: dict[str, Any], points: Any) -> Any:
         curve = _loss(result["parameters"], sizes, flops / (6 * sizes))
         colour = colours((np.log10(flops) - low) / max(high - low, 1e-9))
         left.plot(sizes, np.where(curve < ceiling, curve, np.nan), color=colour, linewidth=1.2, alpha=0.9)
-        _, lowest = _optimum(result["parameters"], flops)
-        left.annotate(
-            _power(flops), (_optimum(result["parameters"], flops)[0], lowest), xytext=(0, -12), textcoords="offset points",
-            ha="center", color=colour, fontsize=8, fontweight="bold",
-        )  # fmt: skip
+        lowest = _optimum(result["parameters"], flops)
+        if np.isfinite(lowest).all():
+            left.annotate(
+                _power(flops), lowest, xytext=(0, -12), textcoords="offset points",
+                ha="center", color=colour, fontsize=8, fontweight="bold",
+            )  # fmt: skip
     path = np.geomspace(10**low, 10**high, 60)
     optimum = np.array([_optimum(result["parameters"], c) for c in path])
     left.plot(optimum[:, 0], optimum[:, 1], color="black", linewidth=1.2, linestyle="--")
     left.set(xscale="log", xlabel="parameters N", ylabel="loss (nats a token)")
-    left.set_ylim(min(points.loss.min(), optimum[:, 1].min()) * 0.965, ceiling)
+    left.set_ylim(np.nanmin([points.loss.min(), *optimum[:, 1]]) * 0.965, ceiling)
     left.set_title("Loss at a budget (colour, FLOPs); dashed: the optimum", loc="left", fontsize=10)
     _draw_optimum(right, result, path)
     return figure
@@ -148,7 +149,8 @@ def draw_prediction(prediction: dict[str, Any], compared: dict[str, Any] | None 
             xytext=(-8, 22), textcoords="offset points", ha="right", color=MEASURED, fontweight="bold",
         )  # fmt: skip
     axis.set(xlabel="step", ylabel="validation loss (nats a token)")
-    axis.set_ylim(losses.min() * 0.97, np.quantile(losses, 0.97) * 1.05)
+    lowest = min([losses.min(), *(row["measured"] for row in compared["rows"])]) if compared else losses.min()
+    axis.set_ylim(lowest * 0.97, np.quantile(losses, 0.97) * 1.05)
     return figure
 
 
@@ -160,17 +162,18 @@ def _draw_optimum(axis: Any, result: dict[str, Any], flops: Any) -> None:
     names = list(values)
     if result.get("samples"):
         refits = [[_optimum(dict(zip(names, row, strict=True)), c)[0] for c in flops] for row in result["samples"]]
-        low, high = np.quantile(refits, [0.1, 0.9], axis=0)
+        low, high = np.nanquantile(refits, [0.1, 0.9], axis=0)
         axis.fill_between(flops, low, high, color=OPTIMUM, alpha=0.25, linewidth=0)
     told = [
         f"approach {k}: a = {v['exponent_n']:.3f}" for k, v in result["diagnostics"]["approaches"].items() if v["exponent_n"]
     ]
     axis.text(0.04, 0.95, "\n".join(told), transform=axis.transAxes, va="top", fontsize=9, color=QUIET)
     middle = len(flops) // 2
-    axis.annotate(
-        f"N ∝ C^{result['exponent_n']:.3f}", (flops[middle], optimum[middle]), xytext=(14, -18), textcoords="offset points",
-        color=OPTIMUM, fontweight="bold",
-    )  # fmt: skip
+    if np.isfinite(optimum[middle]):
+        axis.annotate(
+            f"N ∝ C^{result['exponent_n']:.3f}", (flops[middle], optimum[middle]), xytext=(14, -18),
+            textcoords="offset points", color=OPTIMUM, fontweight="bold",
+        )  # fmt: skip
     axis.set(xscale="log", yscale="log", xlabel="FLOPs C", ylabel="optimal parameters N")
     axis.set_title("Optimal size, with the 80 % interval of refits", loc="left", fontsize=10)
 
@@ -180,8 +183,10 @@ def _loss(values: dict[str, float], n: Any, tokens: Any) -> Any:
 
 
 def _optimum(values: dict[str, float], flops: float) -> tuple[float, float]:
-    """(N_opt, loss there) at 6·N·D = flops."""
+    """(N_opt, loss there) at 6·N·D = flops; not a number where a refit to few points lost one of its terms."""
     a, b = values["alpha"], values["beta"]
+    if min(values["A"], values["B"], a, b) <= 0:
+        return np.nan, np.nan
     n = (a * values["A"] / (b * values["B"])) ** (1 / (a + b)) * (flops / 6) ** (b / (a + b))
     return float(n), float(_loss(values, n, flops / (6 * n)))
 

@@ -68,7 +68,7 @@ def plan_table(result: dict[str, Any]) -> Group:
 def prediction_table(result: dict[str, Any]) -> Group:
     """The loss at the end, and a dozen points of the way."""
     head = (
-        f"{result['parameters'] / 1e6:,.1f} M parameters, {result['tokens'] / 1e6:,.1f} M tokens, law {result['law']}: loss "
+        f"{result['parameters']:,.0f} parameters, {result['tokens'] / 1e6:,.1f} M tokens, law {result['law']}: loss "
         f"{_loss(result['loss'], result['loss_interval'])}"
     )
     if not result["curve"]:
