@@ -534,7 +534,7 @@ PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrs
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["explore", "prepare"])
 def test_a_huge_line_and_many_tiny_files(tmp_path, command):
-    """A JSON line of 40 MB among 5 000 tiny files: all is read, and memory stays in proportion to neither."""
+    """A JSON line of 40 MB among 5 000 tiny files: all is read, in less than a gigabyte."""
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(5000):

@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   yupana train 7m --run runs/demo                    train the demo on the Python library's own source
   yupana train --run runs/demo --resume              go on after a stop
   yupana train 40m --run runs/a --optim.lr 1e-3      any setting: --section.key value (see train --help)
+  yupana corpus explore books/ code/ --out looks/    what is inside, side by side
   yupana corpus prepare books/ --out corpora/books --tokenizer bpe:8192
   yupana sample runs/demo --prompt "def "
   yupana export runs/demo --out exported/            a folder that transformers loads

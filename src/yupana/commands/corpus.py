@@ -31,6 +31,10 @@ def register(commands: Any) -> None:
     c.add_argument("--tokenizer", default="bpe:4096", help="bytes, bpe:VOCAB, llama3, or a folder (bpe:4096)")
     c.add_argument("--val_fraction", type=float, default=0.01, help="share of documents held out (0.01)")
     c.add_argument("--text_field", default="text", help="field or column that holds the text (text)")
+    c = add_command(group, "packing", packing, "what each way of packing documents into sequences costs")
+    c.add_argument("corpus", type=Path, metavar="CORPUS", help="a prepared corpus")
+    c.add_argument("--seq_len", type=int, required=True, metavar="T", help="tokens of a sequence")
+    c.add_argument("--overlap", type=int, metavar="N", help="tokens that windows overlap by (an eighth of T)")
 
 
 def list_(arguments: argparse.Namespace) -> int:
@@ -96,4 +100,25 @@ def prepare(arguments: argparse.Namespace) -> int:
         f"{result['path']}: {result['documents']:,} documents, {result['tokens']:,} tokens, "
         f"{result['bytes']:,} bytes{skipped}",
     )
+    return 0
+
+
+def packing(arguments: argparse.Namespace) -> int:
+    """`yupana corpus packing`."""
+    import numpy as np
+
+    from yupana.corpus.packing import compare
+    from yupana.corpus.shards import open_corpus
+    from yupana.report.corpora_text import packing_table
+
+    stream = open_corpus(arguments.corpus).split("train")
+    lengths = np.diff([*stream.starts, stream.n_tokens])
+    result = {
+        "corpus": str(arguments.corpus),
+        "seq_len": arguments.seq_len,
+        "documents": stream.n_documents,
+        "tokens": stream.n_tokens,
+        "methods": compare(lengths, arguments.seq_len, arguments.overlap),
+    }
+    print_result(arguments, result, packing_table(result))
     return 0

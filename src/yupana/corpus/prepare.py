@@ -205,8 +205,8 @@ class _Job:
         """The tokens of each text: of all at once, over all cores; of one that is too long for that piece by piece."""
         if len(texts[0]) > PIECE and self.spec.split(":")[0] in ("bytes", "bpe", "llama3"):
             (text,) = texts
-            parts = (self.tokenizer.encode(piece, add_special_tokens=False).ids for piece in pieces(text))
-            return [np.concatenate([np.array(ids, dtype=stored) for ids in parts])]
+            parts = (self.tokenizer.encode_batch_fast([piece], add_special_tokens=False) for piece in pieces(text))
+            return [np.concatenate([np.array(part[0].ids, dtype=stored) for part in parts])]
         encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=stored) for encoding in encoded]
 

@@ -16,6 +16,8 @@ from yupana.corpus.frequent import Distinct, Frequent
 
 PHRASE = 5
 """Words of the runs of which the most repeated are shown."""
+COUNTED = 200
+"""Words, lines and runs are counted by their first so many characters: one of a megabyte must not fill the memory."""
 PERSONAL = {
     "e-mail address": re.compile(r"\b[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b", re.ASCII),
     "public IPv4 address": re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]*\d)", re.ASCII),
@@ -60,12 +62,12 @@ class Statistics:
         self._compressed += len(self._compressor.compress(data))
         self.characters.update(text)
         self.words += len(words)
-        self.frequent_words.add(words)
+        self.frequent_words.add(word[:COUNTED] for word in words)
         self.different_words.add(word_hashes)
         lines = [line for line in map(str.strip, text.splitlines()) if line]
         self.line_count += len(lines)
-        self.lines.add(lines)
-        self.phrases.add(" ".join(words[at : at + PHRASE]) for at in range(len(words) - PHRASE + 1))
+        self.lines.add(line[:COUNTED] for line in lines)
+        self.phrases.add(" ".join(words[at : at + PHRASE])[:COUNTED] for at in range(len(words) - PHRASE + 1))
         if self.words >= self._next_point:
             self.growth.append((self.words, self.different_words.estimate()))
             while self._next_point <= self.words:
@@ -167,7 +169,7 @@ def _public(address: str) -> bool:
 
 def _top(counted: Frequent) -> dict[str, Any]:
     """The 20 most repeated; a count may be too low by `count_error`."""
-    rows = [{"text": text[:200], "count": count} for text, count in counted.top(20) if count > 1]
+    rows = [{"text": text, "count": count} for text, count in counted.top(20) if count > 1]
     return {"most": rows, "count_error": counted.error}
 
 

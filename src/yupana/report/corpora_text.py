@@ -67,6 +67,19 @@ def _mixture(parts: list[dict[str, Any]]) -> Table:
     return table
 
 
+def packing_table(result: dict[str, Any]) -> Table:
+    """What each way of packing costs."""
+    title = f"{result['documents']:,} documents, {result['tokens']:,} tokens, {result['seq_len']:,} a sequence"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    columns = ("padding", "cut", "needlessly_cut", "lost", "twice")
+    for name in ("sequences", "padding", "documents cut", "needlessly", "tokens lost", "read twice"):
+        table.add_column(name, justify="right")
+    for row in result["methods"]:
+        table.add_row(row["method"], f"{row['sequences']:,}", *(f"{100 * row[name]:.2f} %" for name in columns))
+    return table
+
+
 def amount(value: float | None) -> str:
     """A count of tokens in three digits: 1.4 T, 627 B, 6 M."""
     return _scaled(value, "TBM", "")
