@@ -7,7 +7,7 @@
 #   benchmarks/gpu.sh best 2048       50 steps of the best rung, its waterfall, and its prediction
 #   benchmarks/gpu.sh peers           transformers beside yupana, interleaved
 #
-# Results go to $OUT (docs/results/gpu). PYTHON, MODEL, BATCH and EXTRA (settings of yupana train) can be set: the
+# Results go to $OUT (docs/results/gpu). PYTHON, MODEL, BATCH, RUNGS and EXTRA (settings of yupana train) can be set: the
 # control flow is tested on a CPU with a small model (tests/test_gpu_script.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -41,7 +41,7 @@ limits)
     ;;
 ladder)
     timeout "${SECONDS_A_CALL:-520}" "$PYTHON" -m yupana flops ladder "$MODEL" "${SETTINGS[@]}" --steps "${STEPS:-12}" \
-        --micro_batch "${FIRST:-$((BATCH / 8 > 0 ? BATCH / 8 : 1))}" --out "$KEEP/ladder-$SEQ" \
+        --micro_batch "${FIRST:-$((BATCH / 8 > 0 ? BATCH / 8 : 1))}" --out "$KEEP/ladder-$SEQ" ${RUNGS:+--rungs "$RUNGS"} \
         --save "$OUT/ladder-$SEQ.png" --write "$OUT/best-$SEQ.yaml" --json > "$OUT/ladder-$SEQ.json" \
         || { echo "not done yet: call benchmarks/gpu.sh ladder $SEQ again"; exit 0; }
     cp "$OUT/best-$SEQ.yaml" "$KEEP/"

@@ -27,10 +27,10 @@ def test_every_stage_of_the_gpu_script_runs(tmp_path, corpus):
     import shutil
 
     shutil.rmtree(ROOT / "runs" / "gpu", ignore_errors=True)
-    done = stage(tmp_path, corpus, "ladder", "32", FIRST="2")
+    done = stage(tmp_path, corpus, "ladder", "32", FIRST="2", RUNGS="4")
     assert "ladder 32: done" in done.stdout, done.stderr
     ladder = json.loads((tmp_path / "out" / "ladder-32.json").read_text())
-    assert len(ladder["rungs"]) > 8
+    assert len(ladder["rungs"]) == 4
     done = stage(tmp_path, corpus, "best", "32")
     assert "best 32: done" in done.stdout, done.stderr
     fall = json.loads((tmp_path / "out" / "waterfall-32.json").read_text())

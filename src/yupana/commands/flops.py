@@ -30,6 +30,7 @@ def register(commands: Any) -> None:
     c.add_argument("--steps", type=int, default=12, help="steps of each rung; the second half counts (12)")
     c.add_argument("--micro_batch", type=int, help="sequences at once on the lower rungs (a quarter of the batch)")
     c.add_argument("--largest_micro_batch", type=int, help="sequences at once on the upper rungs (the batch)")
+    c.add_argument("--rungs", type=int, help="climb only so many rungs (all)")
     c.add_argument("--out", type=Path, metavar="DIR", help="where the rungs' runs are kept; a stopped ladder goes on")
     c.add_argument("--save", type=Path, metavar="PNG", help="draw the ladder")
     c.add_argument("--write", type=Path, metavar="YAML", help="write the best rung's settings for yupana train --config")
@@ -127,7 +128,7 @@ def ladder(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as temporary, Bar() as progress:
         rungs = climb(
             model, arguments.steps, arguments.out or Path(temporary), choose_device(config.train.device),
-            levers(first, largest), progress.tell,
+            levers(first, largest), progress.tell, arguments.rungs,
         )  # fmt: skip
     best = max((rung for rung in rungs if rung.get("kept")), key=lambda rung: rung["tokens_per_second"])
     if arguments.save:

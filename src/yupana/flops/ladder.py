@@ -81,17 +81,18 @@ def climb(
     device: str,
     pulled: list[Lever],
     tell: Callable[[str, float], None] = lambda what, share: None,
+    most: int | None = None,
 ) -> list[dict[str, Any]]:
     """Run rung after rung for `steps` steps each and return one record a rung, lowest first.
 
-    `model` holds the arguments of `yupana train` that all share. A rung whose run is complete in `folder` is read
+    `model` holds the arguments of `yupana train` that all share; `most` rungs are climbed. A rung whose run is complete in `folder` is read
     instead of run again, so a ladder that was stopped goes on. A rung that this machine cannot do is kept in the
     list with the reason. Raises UserError when the lowest rung itself fails.
     """
     rungs: list[dict[str, Any]] = []
     settings: dict[str, str] = {}
     best: dict[str, Any] | None = None
-    pulled = [lever for lever in pulled if lever.on in ("any", device)]
+    pulled = [lever for lever in pulled if lever.on in ("any", device)][:most]
     for number, lever in enumerate(pulled):
         tell(lever.name, number / len(pulled))
         wanted = settings | lever.settings
