@@ -85,9 +85,9 @@ def climb(
 ) -> list[dict[str, Any]]:
     """Run rung after rung for `steps` steps each and return one record a rung, lowest first.
 
-    `model` holds the arguments of `yupana train` that all share; `most` rungs are climbed. A rung whose run is complete in `folder` is read
-    instead of run again, so a ladder that was stopped goes on. A rung that this machine cannot do is kept in the
-    list with the reason. Raises UserError when the lowest rung itself fails.
+    `model` holds the arguments of `yupana train` that all share; `most` rungs are climbed. A rung whose run is complete
+    in `folder` is read instead of run again, so a ladder that was stopped goes on. A rung that this machine cannot do
+    is kept in the list with the reason. Raises UserError when the lowest rung itself fails.
     """
     rungs: list[dict[str, Any]] = []
     settings: dict[str, str] = {}
