@@ -534,7 +534,7 @@ PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrs
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["explore", "prepare"])
 def test_a_huge_line_and_many_tiny_files(tmp_path, command):
-    """A JSON line of 15 MB among 2 000 tiny files: all is read, in little memory."""
+    """A JSON line of 15 MB among 2 000 tiny files: all is read, within 1.2 GB."""
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(2000):
@@ -546,4 +546,4 @@ def test_a_huge_line_and_many_tiny_files(tmp_path, command):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
     assert result["bytes"] == sum(len(f"tiny {number}") for number in range(2000)) + repeats * len(PROSE)
-    assert int(done.stderr.split()[-1]) < 0.7e6, "kilobytes"
+    assert int(done.stderr.split()[-1]) < 1.2e6, "kilobytes"
