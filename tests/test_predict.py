@@ -37,8 +37,7 @@ def saved_by_a_block(shape, seq_len, batch, precision):
     config = replace(load("7m", None, ["--train.steps=1"]), model=replace(shape, n_layers=1, vocab_size=64))
     model = build_model(config, "cpu", precision)
     block = model.layers[0]
-    if seq_len <= attention.LONGEST:
-        block.attention.attend = attention.blocked_causal_attention
+    attention.choose(model, "auto", "cpu", compiled=True, seq_len=seq_len, packing="stream")
     torch._dynamo.reset()
     block.compile(fullgraph=True, dynamic=False, backend="aot_eager_decomp_partition")
     x = model.embedding(torch.randint(0, 64, (batch, seq_len)))
