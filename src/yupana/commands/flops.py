@@ -149,7 +149,8 @@ def write_settings(path: Path, settings: dict[str, str]) -> None:
     sections: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
         section, name = key.split(".")
-        sections.setdefault(section, {})[name] = yaml.safe_load(value)
+        plain = value in ("true", "false") or value.isdigit()  # not "off", which YAML takes for false
+        sections.setdefault(section, {})[name] = yaml.safe_load(value) if plain else value
     write_atomically(path, yaml.safe_dump(sections, sort_keys=False))
 
 
