@@ -57,7 +57,7 @@ def measure(preset: str, options: argparse.Namespace) -> None:
         "products_alone_share_of_peak": max(ceilings) / max(best_rates("cpu").values()),
         "products_alone_flops_per_second": ceilings,
     }
-    best = max(rung["mfu"] for rung in result["rungs"] if "mfu" in rung)
+    best = max(rung["mfu"] for rung in result["rungs"] if rung["kept"])
     result["best_of_ceiling"] = best / result["products_alone_share_of_peak"]
     write_json(RESULTS / f"ladder-{name}.json", result)
     write_atomically(RESULTS / f"ladder-{name}.md", page(name, result))
@@ -115,7 +115,7 @@ def page(name: str, result: dict[str, Any]) -> str:
         if "mfu" not in rung:
             lines.append(f"| {rung['name']} | — | — | — | — | {rung['reason']} |")
             continue
-        told = "**best**" if rung["name"] == result["best"] else "" if rung["kept"] else "slower: let go"
+        told = "**best**" if rung["name"] == result["best"] else "" if rung["kept"] else f"{rung['let_go']}: let go"
         lines.append(
             f"| {rung['name']} | {rung['mfu']:.1%} | {rung['tokens_per_second']:,.0f} "
             f"| {rung['memory_bytes'] / 1e9:.2f} GB | {rung['loss_difference']:+.5f} | {told} |"

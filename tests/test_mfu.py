@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from yupana.flops.count import flops_per_token
 from yupana.flops.explain import explain
 from yupana.flops.hardware import Peaks
-from yupana.flops.ladder import climb, levers
+from yupana.flops.ladder import climb, fault, levers, tolerance
 from yupana.flops.waterfall import Event, by_shape, kind_of, waterfall
 from yupana.model.shapes import ModelShape
 
@@ -109,6 +109,29 @@ def test_a_ladder_climbs_keeps_what_helps_and_goes_on_after_a_stop(tmp_path, cor
     again = climb(model, 6, tmp_path, "cpu", few)
     assert [r["tokens_per_second"] for r in again] == [r["tokens_per_second"] for r in rungs]
     assert marks == [(tmp_path / f"rung_{n:02d}" / "metrics.jsonl").stat().st_mtime_ns for n in range(len(rungs))]
+
+
+@pytest.mark.slow
+def test_every_rung_keeps_the_loss_over_200_steps(tmp_path, corpus):
+    rungs = climb([*TINY, f"--data.corpus={corpus}", "--optim.lr=5e-3"], 200, tmp_path, "cpu", levers(2, 8))
+    ran = [rung for rung in rungs if "loss" in rung]
+    assert len(ran) >= 14
+    assert ran[0]["loss"] < 4.5  # it has learnt: an untrained model is at ln 300 = 5.7
+    for rung in ran:
+        assert abs(rung["loss_difference"]) <= rung["tolerance"], rung
+    assert {rung["tolerance"] for rung in ran} == {0.001, 0.02}
+
+
+def test_a_rung_that_loses_loss_or_time_is_let_go_of():
+    settings = {"train.precision": "fp32"}
+    assert tolerance(settings) == 0.001
+    assert tolerance(settings | {"fast.float8": "rowwise"}) == tolerance({"train.precision": "bf16"}) == 0.02
+    best = {"tokens_per_second": 100.0}
+    rung = {"tokens_per_second": 150.0, "loss_difference": 0.0005, "tolerance": 0.001}
+    assert fault(rung, None) == fault(rung, best) == ""
+    assert fault(rung | {"tokens_per_second": 90.0}, best) == "slower"
+    for difference in (0.002, -0.002, float("nan")):
+        assert fault(rung | {"loss_difference": difference}, best) == "loss beyond ± 0.001"
 
 
 @pytest.mark.slow

@@ -56,12 +56,12 @@ def ladder_table(rungs: list[dict[str, Any]]) -> Table:
     for name in ("MFU palm", "exact", "tokens/s", "peak memory", "loss minus the lowest rung's"):
         table.add_column(name, justify="right")
     table.add_column("")
-    best = max(rung["mfu"] for rung in ran)
+    best = max(rung["mfu"] for rung in ran if rung["kept"])
     for rung in rungs:
         if "mfu" not in rung:
             table.add_row(f"[dim]{rung['name']}[/]", "—", "—", "—", "—", "—", f"[dim]{rung['reason']}[/]")
             continue
-        told = "best" if rung["mfu"] == best else "" if rung["kept"] else "slower: let go"
+        told = "best" if rung["mfu"] == best else "" if rung["kept"] else f"{rung['let_go']}: let go"
         table.add_row(
             rung["name"], f"{100 * rung['mfu']:.1f} %", f"{100 * rung['mfu_exact']:.1f} %",
             f"{rung['tokens_per_second']:,.0f}", f"{rung['memory_bytes'] / 1e9:.2f} GB",
