@@ -34,7 +34,7 @@ def draw_waterfall(result: dict[str, Any], title: str) -> Any:
     axes.set_yticks(range(len(parts) + 2), [*labels, "MFU, exact"])
     axes.invert_yaxis()
     axes.set_xlim(0, 108)
-    axes.set_xlabel(f"% of {result['peak'] / 1e12:.4g} TFLOP/s ({result['peak_source']})")
+    figure.supxlabel(f"% of {result['peak'] / 1e12:.4g} TFLOP/s ({result['peak_source']})", fontsize=9)
     axes.set_title(title, loc="left", fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25)
@@ -55,7 +55,8 @@ def draw_ladder(rungs: list[dict[str, Any]], title: str) -> Any:
     axes.set_yticks(range(len(ran)), [rung["name"] for rung in ran])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.35 * max(100 * rung["mfu"] for rung in ran))
-    axes.set_xlabel(f"MFU, palm: % of {ran[0]['peak'] / 1e12:.4g} TFLOP/s ({ran[0]['peak_source']}); grey: let go again")
+    told = f"MFU, palm: % of {ran[0]['peak'] / 1e12:.4g} TFLOP/s ({ran[0]['peak_source']}); grey: let go again"
+    figure.supxlabel(told, fontsize=9)
     axes.set_title(title, loc="left", fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25)
