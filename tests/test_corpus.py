@@ -439,17 +439,18 @@ def test_a_folder_skips_what_it_cannot_read_and_counts_it(tmp_path):
     (tmp_path / "blank.txt").write_text(" \n")
     (tmp_path / "empty.txt").touch()
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / "code.rs").write_text("fn main() {}")
     (tmp_path / ".hidden.txt").write_text("no")
     lines = ['{"text": "third"}', "{torn", '{"body": 1}', '{"text": null}', '{"text": "\\ud800"}', '{"text": ""}', ""]
     (tmp_path / "z.jsonl").write_text("\n".join(lines))
     texts, skipped = read(tmp_path)
-    assert texts == ["first", "second\n\nwhole", "third"]
+    assert texts == ["first", "fn main() {}", "second\n\nwhole", "third"]
     assert skipped == {
         "binary file": 1,
         "bad encoding": 2,
         "empty document": 2,
         "empty file": 1,
-        "not a text, JSON lines or Parquet file": 1,
+        "not a text, code, JSON lines or Parquet file": 1,
         "malformed JSON line": 1,
         "missing field": 2,
     }

@@ -35,7 +35,7 @@ class Phase:
 def by_size(corpora: Sequence[Corpus], temperature: float) -> list[float]:
     """Shares in proportion to n^(1/T), n being a corpus's training tokens; 1 is by size, a large T makes all equal.
 
-    The temperature of multilingual pretraining (Arivazhagan et al. 1907.05019, section 4.2).
+    The temperature of multilingual pretraining (Arivazhagan et al. 1907.05019).
     """
     sizes = np.array([corpus.info["splits"]["train"]["tokens"] for corpus in corpora], dtype=np.float64)
     flattened = (sizes / max(1.0, sizes.max())) ** (1 / temperature)
@@ -48,6 +48,16 @@ class Mixture:
 
     sources: dict[str, Corpus]
     phases: tuple[Phase, ...]
+
+    def shares(self, tokens: int) -> dict[str, float]:
+        """Of a run of so many tokens, the share that is meant to come from each source."""
+        found = dict.fromkeys(self.sources, 0.0)
+        ends = [*(phase.after for phase in self.phases[1:]), tokens]
+        for phase, end in zip(self.phases, ends, strict=True):
+            part = (end - phase.after) / tokens / sum(phase.weights.values())
+            for name, corpus in self.sources.items():
+                found[name] += part * phase.weights.get(corpus, 0.0)
+        return found
 
     def planned(self, steps: int, seq_len: int, global_batch: int, seed: int) -> dict[str, int]:
         """Tokens that each source gives to a run of so many steps."""

@@ -126,7 +126,8 @@ def held_out_loss(session: Session) -> HeldOut:
         batches = validation_batches(corpus, config.data.seq_len, rows, tokens, packing=config.data.packing)
         with autocast(session):
             found[name] = evaluate(session.model, batches, corpus.token_bytes, rows, session.device)
-    return HeldOut(found, session.planned)
+    end = config.total_steps * config.train.global_batch * config.data.seq_len
+    return HeldOut(found, session.mixture.shares(end))
 
 
 def save(session: Session, step: int, validation: HeldOut | None, seconds: float) -> None:
