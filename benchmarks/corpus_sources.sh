@@ -17,7 +17,7 @@ package() {  # a Debian package's files in packages/NAME
 
 package dict-gcide
 if [ -d dict-gcide ] && [ ! -f "$folder/dictionary.txt" ]; then
-    gzip -dcS .dz dict-gcide/usr/share/dictd/gcide.dict.dz >"$folder/dictionary.txt"
+    gzip -dcS .dz dict-gcide/usr/share/dictd/gcide.dict.dz | iconv -f WINDOWS-1252 -t UTF-8 >"$folder/dictionary.txt"
 fi
 
 package linux-doc-6.1

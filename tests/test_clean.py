@@ -97,27 +97,26 @@ def jaccard(one, other):
 
 
 def test_near_duplicates_keep_one_of_each(tmp_path):
-    """Against Jaccard's formula on Python sets: what is at 0.8 or more goes, what is under 0.5 stays."""
+    """Against Jaccard's formula on Python sets: what is at 0.8 or more goes, all else stays."""
     generator = random.Random(2)
     words = [f"word{n}" for n in range(4000)]
     originals = [" ".join(generator.choices(words, k=120)) for _ in range(150)]
-    alike, unlike, texts = 0, 0, list(originals)
+    alike, texts = 0, list(originals)
     for original in originals:
         changed = original.split()
-        for place in generator.sample(range(120), generator.choice([0, 1, 1, 2, 2, 25, 30])):
+        for place in generator.sample(range(120), generator.choice([0, 1, 2, 3, 4, 8, 25])):
             changed[place] = "other" + str(generator.randrange(10**6))
         copy = " ".join(changed)
         similarity = jaccard(original, copy)
         alike += similarity >= 0.8
-        unlike += similarity < 0.5
         texts.append(copy)
     assert alike > 60
-    assert unlike > 20
+    assert alike < 130
     generator.shuffle(texts)
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     result = prepare([str(tmp_path / "t.jsonl")], tmp_path / "out", "bytes", 0.1, near_duplicates=True, tasks=3, workers=2)
     (removed,) = result["removed"].values()
-    assert 0.95 * alike <= removed <= 300 - 150 - unlike
+    assert 0.95 * alike <= removed <= alike
     assert result["documents"] == 300 - removed
     left = set(kept_texts(tmp_path / "out"))
     for original in originals:  # one of each pair, at least, is left

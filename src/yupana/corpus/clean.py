@@ -1,7 +1,7 @@
 """Filters and near-duplicate removal before tokenising, as pipelines of datatrove, whose executors run them.
 
 The rules are those that `yupana corpus explore` shows (quality.py), so that a corpus loses what exploring it said it
-would. Near copies go by datatrove's MinHash in four passes. A pipeline is cut into tasks; a finished task leaves a
+would; near-duplicates go last (near.py). A pipeline is cut into tasks; a finished task leaves a
 mark, so that after a kill only unfinished ones run again. How many tasks there are decides the order of the documents,
 and is part of what a corpus was asked to be; how many run at once is not.
 
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from yupana.corpus import quality
+from yupana.corpus import near, quality
 from yupana.corpus import words as w
 from yupana.corpus.sources import Skipped, documents
 from yupana.errors import UserError, did_you_mean
@@ -35,9 +35,6 @@ NEAR = "near-duplicates"
 LOOKED_AT = 4 << 20
 """Characters of a document that the rules look at, as in exploring."""
 EXCERPT = 160
-BUCKETS, HASHES = 28, 10
-"""Bands and rows of MinHash: a pair of Jaccard similarity s (over runs of five words) is found with probability
-1 - (1 - s^10)^28: 0.96 at 0.8, 0.55 at 0.7, 0.03 at 0.5."""
 
 
 def check_filters(names: Sequence[str]) -> None:
@@ -62,7 +59,7 @@ def clean(
     text_field: str,
     work: Path,
     filters: Sequence[str],
-    near: bool,
+    near_duplicates: bool,
     tasks: int,
     workers: int,
     told: Callable[[str], None],
@@ -75,9 +72,14 @@ def clean(
         told(f"filtering ({', '.join(filters)})" if filters else "reading")
         _filter(list(sources), text_field, work, filters, tasks, workers)
         kept = work / "kept"
-        if near:
+        if near_duplicates:
             told("removing near-duplicates")
-            kept = _deduplicate(work, tasks, workers)
+            gone = _Removed(work / "removed" / NEAR, NEAR)
+
+            def run(name: str, steps: list[Any], parts: int) -> None:
+                _run(steps, parts, workers, work / "marks" / name)
+
+            kept = near.deduplicate(kept, work, tasks, gone, run)
     if not any(path.stat().st_size for path in kept.glob("*.jsonl")):
         raise UserError(
             f"{', '.join(filters) or NEAR} leave no document of {', '.join(sources)} "
@@ -148,42 +150,6 @@ def _filter(sources: list[str], text_field: str, work: Path, filters: Sequence[s
     steps += [_rule(name, _Removed(work / "removed" / f"{number}", name)) for number, name in enumerate(filters)]
     steps.append(JsonlWriter(str(work / "kept"), compression=None))
     _run(steps, tasks, workers, work / "marks" / "filter")
-
-
-def _deduplicate(work: Path, tasks: int, workers: int) -> Path:
-    """datatrove's four passes: signatures, equal buckets, clusters, and all but one of each cluster taken out."""
-    from datatrove.pipeline.dedup.minhash import (
-        MinhashConfig,
-        MinhashDedupBuckets,
-        MinhashDedupCluster,
-        MinhashDedupFilter,
-        MinhashDedupSignature,
-    )
-    from datatrove.pipeline.readers.jsonl import JsonlReader
-    from datatrove.pipeline.writers.jsonl import JsonlWriter
-    from datatrove.utils.hashing import HashConfig
-    from datatrove.utils.text import TextNormConfig
-
-    hashing = HashConfig(precision=64, hash_fc="sha1")  # from the standard library: the same for ever
-    as_is = TextNormConfig(norm_numbers=False, norm_unicode_diacritics=False)  # tables of other figures are other tables
-    config = MinhashConfig(
-        n_grams=5, num_buckets=BUCKETS, hashes_per_bucket=HASHES, norm_config=as_is, hash_config=hashing
-    )
-    signatures, buckets, clusters = (str(work / name) for name in ("signatures", "buckets", "clusters"))
-
-    def read() -> Any:
-        return JsonlReader(str(work / "kept"), compression=None)
-
-    passes: list[tuple[str, list[Any], int]] = [
-        ("signatures", [read(), MinhashDedupSignature(signatures, config, language=_plain_words())], tasks),
-        ("buckets", [MinhashDedupBuckets(signatures, buckets, config=config)], BUCKETS),
-        ("clusters", [MinhashDedupCluster(buckets, clusters, config)], 1),
-        ("unique", [read(), MinhashDedupFilter(clusters, _Removed(work / "removed" / NEAR, NEAR)),
-                    JsonlWriter(str(work / "unique"), compression=None)], tasks),
-    ]  # fmt: skip
-    for name, steps, parts in passes:
-        _run(steps, parts, workers, work / "marks" / name)
-    return work / "unique"
 
 
 def _run(steps: list[Any], tasks: int, workers: int, marks: Path) -> None:
@@ -288,28 +254,6 @@ def _language_of(text: str) -> str:
     return classify(text)[0]
 
 
-def _plain_words() -> Any:
-    """The words that copies are compared by: those of exploring, so that no model of a language is needed."""
-    from datatrove.utils.word_tokenizers import WordTokenizer
-
-    class PlainWords(WordTokenizer):
-        """Runs of letters and digits, in lower case."""
-
-        def word_tokenize(self, text: str) -> list[str]:
-            """The words of a text."""
-            return w.plain_words(text)
-
-        def sent_tokenize(self, text: str) -> list[str]:
-            """MinHash asks for words alone."""
-            raise NotImplementedError
-
-        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-            """MinHash asks for words alone."""
-            raise NotImplementedError
-
-    return PlainWords()
-
-
 def _counts(gone: list[dict[str, Any]]) -> str:
     return ", ".join(f"{of['documents']:,} {of['filter']}: {of['reason']}" for of in summary(gone)) or "there was none"
 
@@ -323,6 +267,7 @@ def _quiet(log: Path) -> Iterator[None]:
         from loguru import logger
 
         logger.remove()
+        _watch_forks()
         _CLEANING.append(True)
         try:
             yield
@@ -341,4 +286,6 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
-os.register_at_fork(after_in_child=_die_with_parent)
+@functools.cache  # once a process
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_die_with_parent)

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from yupana.corpus import clean
+from yupana.corpus.encode import Encoder
 from yupana.corpus.pieces import PIECE, pieces
 from yupana.corpus.sources import Skipped, documents, fingerprint
 from yupana.errors import UserError
@@ -144,7 +145,6 @@ class _Job:
     ):
         self.work, self.request, self.names, self.spec, self.progress = work, request, names, tokenizer, progress
         self.workers, self.read_from, self.text_field = workers, list(names), request["text_field"]
-        self.state = json.loads((work / "state.json").read_text(encoding="utf-8"))
         self.skipped = Skipped()
 
     def run(self) -> None:
@@ -152,6 +152,7 @@ class _Job:
             (self.work / "state.json").unlink(missing_ok=True)
             shutil.rmtree(self.work / "clean", ignore_errors=True)
             return
+        self.state = json.loads((self.work / "state.json").read_text(encoding="utf-8"))
         if "clean" in self.request:
             self._clean()
         if self.state["boundary"] is None:
@@ -217,29 +218,22 @@ class _Job:
         }
         stream = documents(self.read_from, self.text_field, self.skipped)
         noted = time.monotonic()
-        for texts in _groups(itertools.islice((text for _, text in stream), self.state["documents"], None)):
-            for text, tokens in zip(texts, self._encoded(texts, stored), strict=True):
-                split = "val" if text_hash(text) < self.state["boundary"] else "train"
-                document = np.concatenate([np.array([bos], stored), tokens, np.array([eos], stored)])
-                writers[split].add(document, len(text.encode()))
-            self.state["documents"] += len(texts)
-            self.progress("tokenising", self.state["documents"], sum(writer.all_tokens for writer in writers.values()))
-            if time.monotonic() - noted >= SAVE_EVERY:
-                for name, writer in writers.items():
-                    self.state["splits"][name] = writer.flush()
-                self._note()
-                noted = time.monotonic()
+        groups = _groups(itertools.islice((text for _, text in stream), self.state["documents"], None))
+        with Encoder(self.spec, self.tokenizer, stored) as encoder:
+            for texts, encoded in encoder.groups(groups):
+                for text, tokens in zip(texts, encoded, strict=True):
+                    split = "val" if text_hash(text) < self.state["boundary"] else "train"
+                    document = np.concatenate([np.array([bos], stored), tokens, np.array([eos], stored)])
+                    writers[split].add(document, len(text.encode()))
+                self.state["documents"] += len(texts)
+                self.progress("tokenising", self.state["documents"], sum(writer.all_tokens for writer in writers.values()))
+                if time.monotonic() - noted >= SAVE_EVERY:
+                    for name, writer in writers.items():
+                        self.state["splits"][name] = writer.flush()
+                    self._note()
+                    noted = time.monotonic()
         for name, writer in writers.items():
             self.state["splits"][name] = writer.close()
-
-    def _encoded(self, texts: list[str], stored: np.dtype) -> list[np.ndarray]:
-        """The tokens of each text: of all at once, over all cores; of one that is too long for that piece by piece."""
-        if len(texts[0]) > PIECE and self.spec.split(":")[0] in ("bytes", "bpe", "llama3"):
-            (text,) = texts
-            parts = (self.tokenizer.encode_batch_fast([piece], add_special_tokens=False) for piece in pieces(text))
-            return [np.concatenate([np.array(part[0].ids, dtype=stored) for part in parts])]
-        encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=stored) for encoding in encoded]
 
     def _describe(self) -> None:
         """corpus.json, last: a folder that has it is whole."""
@@ -366,10 +360,15 @@ def _workplace(out: Path, request: dict[str, Any]) -> Iterator[Path]:
     work.mkdir(parents=True, exist_ok=True)
     lock = os.open(work, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is preparing {out}: wait for it, or choose another --out") from error
+        for attempt in range(20, 0, -1):  # a second: the children of a process that was killed hold it a little longer
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if attempt == 1:
+                    message = f"another process is preparing {out}: wait for it, or choose another --out"
+                    raise UserError(message) from error
+                time.sleep(0.05)
         for path in work.glob(".*.tmp"):  # files.write_atomically, killed in the middle
             path.unlink()
         if _begun_as(work) != request:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 
@@ -29,14 +30,16 @@ class Windows:
                 f"{self.stream.n_tokens} tokens and a sequence needs {seq_len + 1}; shorten data.seq_len or "
                 "prepare more text"
             )
+        self.order = _Order(self.count, corpus.hash, seed)
 
     def spans(self, numbers: np.ndarray) -> Iterator[list[Span]]:
         """Where the sequences `numbers`, counted from the beginning of the run, lie."""
-        starts = np.empty_like(numbers)
-        for epoch, here, place in _epochs(numbers, self.count, self.hash, self.seed):
-            starts[here] = place * self.seq_len + self._offset(self.hash, self.seed, epoch)
-        return ([(int(start), int(start) + self.seq_len + 1)] for start in starts)
+        epochs, places = self.order.at(numbers)
+        offsets = [self._offset(self.hash, self.seed, epoch) for epoch in epochs.tolist()]
+        starts = [place * self.seq_len + offset for place, offset in zip(places.tolist(), offsets, strict=True)]
+        return ([(start, start + self.seq_len + 1)] for start in starts)
 
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - as long as the run
     def _offset(self, *key: object) -> int:
         """How far this epoch's windows are shifted: so that no token is left out of every epoch."""
         digest = hashlib.blake2b(repr(("offset", *key)).encode(), digest_size=8).digest()
@@ -64,6 +67,7 @@ class BestFit:
         self.group_ends = np.cumsum([len(group) for group in groups], dtype=np.int64)
         self.n_full = int(self.full.sum())
         self.count = self.n_full + len(groups)
+        self.order = _Order(self.count, corpus.hash, seed)
         self.padding = 1 - int(places.sum()) / (self.count * seq_len)
         """Share of the places that hold no token."""
         self.cut = float((places > seq_len).mean())
@@ -71,10 +75,7 @@ class BestFit:
 
     def spans(self, numbers: np.ndarray) -> Iterator[list[Span]]:
         """Where the pieces of the sequences `numbers`, counted from the beginning of the run, lie."""
-        rows = np.empty_like(numbers)
-        for _, here, place in _epochs(numbers, self.count, self.hash, self.seed):
-            rows[here] = place
-        return (self._row(int(row)) for row in rows)
+        return (self._row(row) for row in self.order.at(numbers)[1].tolist())
 
     def _row(self, row: int) -> list[Span]:
         if row < self.n_full:
@@ -88,9 +89,26 @@ class BestFit:
         return [(int(self.bounds[d] + self.full[d] * self.seq_len), int(self.bounds[d + 1])) for d in documents]
 
 
-def _epochs(numbers: np.ndarray, count: int, *key: object) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(epoch, which of the numbers lie in it, their places in its shuffled order)."""
-    epochs, inside = np.divmod(numbers, count)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        yield int(epoch), here, permuted(inside[here], count, "windows", *key, int(epoch))
+class _Order:
+    """The shuffled places of numbers that run over epochs; computed a block at a time, which costs little more than one."""
+
+    BLOCK = 4096
+
+    def __init__(self, count: int, *key: object):
+        self.count, self.key, self.blocks = count, key, -(-count // self.BLOCK)
+
+    def at(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(epoch, place in the order of that epoch) of each number, both int64."""
+        epochs, inside = np.divmod(numbers, self.count)
+        of_block, places = epochs * self.blocks + inside // self.BLOCK, np.empty_like(numbers)
+        for block in set(of_block.tolist()):
+            here = of_block == block
+            epoch, number = divmod(block, self.blocks)
+            places[here] = self._block(epoch, number)[inside[here] - number * self.BLOCK]
+        return epochs, places
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - as long as the run
+    def _block(self, epoch: int, number: int) -> np.ndarray:
+        begin = number * self.BLOCK
+        block = np.arange(begin, min(begin + self.BLOCK, self.count))
+        return permuted(block, self.count, "windows", *self.key, epoch)

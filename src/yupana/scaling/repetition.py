@@ -14,6 +14,8 @@ from yupana.scaling.laws import (
     useful_parameters,
 )
 
+FITTED_FROM = 1e8
+"""Different tokens of the smallest runs that the law was fitted on."""
 OFTEN = 4.0
 """Epochs up to which repeated text is nearly as good as new (2305.16264, section 1)."""
 
@@ -37,9 +39,11 @@ def told(n: float, planned: Mapping[str, float], unique: Mapping[str, float]) ->
     often = {name: planned[name] / unique[name] for name in planned if planned[name] > OFTEN * max(1, unique[name])}
     if not often:
         return []
+    new = sum(min(planned[name], unique[name]) for name in planned)
+    doubt = "; a guess, since the law was fitted on 100 M different tokens and more" if new < FITTED_FROM else ""
     named = ", ".join(f"{name} {epochs:.1f} times ({unique[name]:,} tokens)" for name, epochs in often.items())
     return [
         f"this run goes through {named}: beyond {OFTEN:g} epochs repeated text is worth less and less; by the law of "
         f"repeated data (2305.16264) the run ends about {cost(n, planned, unique):.2f} nats a token above one on new "
-        "text; prepare more text, lower that weight or train shorter"
+        f"text{doubt}: prepare more text, lower that weight or train shorter"
     ]
