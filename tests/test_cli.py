@@ -119,7 +119,7 @@ def test_a_mixture_of_two_corpora(yupana, corpus, text_folder, tmp_path):
     done = yupana("train", "7m", "--config", file, "--run", tmp_path / "run", *TINY, "--train.steps=3", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["step"] == 3
-    assert [c["weight"] for c in _env(tmp_path / "run")["corpora"]] == [3, 1]
+    assert [c["weight"] for c in _env(tmp_path / "run")["corpora"]] == [0.75, 0.25]
 
 
 def test_counts_of_the_reference_model(yupana):

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yupana.corpus import batches, sources, tokenizers
-from yupana.corpus.batches import Batches, permuted, validation_batches
+from yupana.corpus.batches import Batches, validation_batches
+from yupana.corpus.permutation import permuted
 from yupana.corpus.prepare import prepare
 from yupana.corpus.shards import open_corpus, verify
 from yupana.errors import UserError
@@ -115,7 +116,7 @@ def test_an_epoch_reads_every_window_once_and_all_epochs_every_token(small, seq_
         predicted = np.zeros(stream.n_tokens, dtype=int)
         for step in range(epoch * count, (epoch + 1) * count):
             batch = loader.batch(step)
-            ((_, start, stop),) = batch.spans
+            (((_, start, stop),),) = batch.spans
             predicted[start + 1 : stop] += 1
             assert (batch.tokens[0] == stream.read(start, stop - 1)).all()
             assert (batch.targets[0] == stream.read(start + 1, stop)).all()
@@ -170,7 +171,7 @@ def test_document_masks_agree_with_a_slow_loop(small, seq_len):
         plain = Batches(small, seq_len, 5, 0, "stream").batch(step)
         assert plain.document_ids is None
         assert batch.document_ids.dtype == np.int32
-        for row, (_, start, _) in enumerate(batch.spans):
+        for row, ((_, start, _),) in enumerate(batch.spans):
             for t in range(seq_len):
                 here, following = owner[start + t], owner[start + t + 1]
                 assert batch.document_ids[row, t] == here - owner[start]
@@ -183,7 +184,7 @@ def test_mixtures_hit_their_weights(small, other):
     loader = Batches(weights, 32, 100, seed=5)
     drawn = {small.split("train").n_tokens: 0, other.split("train").n_tokens: 0}
     for step in range(100):  # one period of 10 000 sequences
-        for stream, _, _ in loader.batch(step).spans:
+        for ((stream, _, _),) in loader.batch(step).spans:
             drawn[stream.n_tokens] += 1
         if step == 9:  # 1 000 sequences in: near, and shuffled
             assert abs(drawn[small.split("train").n_tokens] - 750) < 60
@@ -200,7 +201,7 @@ def test_mixture_epochs_are_whole(small, other):
     """Each source of a mixture goes through all its windows before it begins again."""
     loader = Batches({small: 1.0, other: 2.0}, 64, 50, seed=1)
     size = other.split("train").n_tokens
-    starts = [s for step in range(40) for stream, s, _ in loader.batch(step).spans if stream.n_tokens == size]
+    starts = [s for step in range(40) for ((stream, s, _),) in loader.batch(step).spans if stream.n_tokens == size]
     count = (size - 1) // 64
     for epoch in range(len(starts) // count):
         assert len(set(starts[epoch * count : (epoch + 1) * count])) == count
@@ -438,17 +439,18 @@ def test_a_folder_skips_what_it_cannot_read_and_counts_it(tmp_path):
     (tmp_path / "blank.txt").write_text(" \n")
     (tmp_path / "empty.txt").touch()
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / "code.rs").write_text("fn main() {}")
     (tmp_path / ".hidden.txt").write_text("no")
     lines = ['{"text": "third"}', "{torn", '{"body": 1}', '{"text": null}', '{"text": "\\ud800"}', '{"text": ""}', ""]
     (tmp_path / "z.jsonl").write_text("\n".join(lines))
     texts, skipped = read(tmp_path)
-    assert texts == ["first", "second\n\nwhole", "third"]
+    assert texts == ["first", "fn main() {}", "second\n\nwhole", "third"]
     assert skipped == {
         "binary file": 1,
         "bad encoding": 2,
         "empty document": 2,
         "empty file": 1,
-        "not a text, JSON lines or Parquet file": 1,
+        "not a text, code, JSON lines or Parquet file": 1,
         "malformed JSON line": 1,
         "missing field": 2,
     }

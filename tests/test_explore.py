@@ -547,3 +547,57 @@ def test_a_huge_line_and_many_tiny_files(tmp_path, command):
     result = json.loads(done.stdout)
     assert result["bytes"] == sum(len(f"tiny {number}") for number in range(2000)) + repeats * len(PROSE)
     assert int(done.stderr.split()[-1]) < 1.2e6, "kilobytes"
+
+
+# A run's loss
+
+
+@pytest.mark.slow
+def test_loss_by_source_and_position(yupana, corpus, text_folder, tmp_path):
+    """Against every document fed whole, by torch's own cross-entropy."""
+    import torch
+    from conftest import TINY
+
+    from yupana.corpus import tokenizers
+    from yupana.run import RunDirectory, open_run
+    from yupana.train import by_position, checkpoint
+    from yupana.train.begin import begin
+
+    begin(RunDirectory(tmp_path / "run"), None, None, [*TINY, f"--data.corpus={corpus}", "--train.steps=20"])
+    texts = [file.read_text()[:200] for file in sorted(text_folder.iterdir())]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (found,) = by_position.losses(tmp_path / "run", [str(tmp_path / "t.jsonl")], sample=3)
+    run = open_run(tmp_path / "run")
+    model = checkpoint.load_model(checkpoint.choose(run), dtype=torch.float32)
+    tokenizer = tokenizers.from_file(run.path / "tokenizer.json")
+    bos, eos = tokenizers.bos_and_eos(tokenizer, "")
+    by, every = {}, []
+    for text in texts[:3]:
+        ids = torch.tensor([bos, *tokenizer.encode(text, add_special_tokens=False).ids, eos])
+        for begin_ in range(0, len(ids) - 1, 32):
+            part = ids[begin_ : begin_ + 33]
+            with torch.no_grad():
+                logits = model.hidden(part[None, :-1])[0] @ model.output_weight.T
+            for place, loss in enumerate(torch.nn.functional.cross_entropy(logits, part[1:], reduction="none").tolist()):
+                by.setdefault(place.bit_length(), []).append(loss)
+                every.append(loss)
+    assert found["tokens"] == len(every)
+    assert found["loss"] == pytest.approx(np.mean(every), rel=1e-5)
+    read = sum(len(text.encode()) for text in texts[:3])
+    assert found["bits_per_byte"] == pytest.approx(sum(every) / np.log(2) / read, rel=1e-5)
+    assert [(of["from"], of["to"]) for of in found["by_position"]] == [(0, 0), (1, 1), (2, 3), (4, 7), (8, 15), (16, 31)]
+    for of in found["by_position"]:
+        assert of["tokens"] == len(by[of["from"].bit_length()])
+        assert of["loss"] == pytest.approx(np.mean(by[of["from"].bit_length()]), rel=1e-5)
+
+    few = by_position.losses(tmp_path / "run", [str(tmp_path / "t.jsonl")], tokens=100)[0]
+    assert 100 <= few["tokens"] < 100 + 32
+    done = yupana("corpus", "explore", tmp_path / "t.jsonl", text_folder, "--tokenizer", "bytes", "--model",
+                  tmp_path / "run", "--out", tmp_path / "looks", "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    sources = json.loads(done.stdout)["sources"]
+    assert [set(source["model"]) >= {"loss", "bits_per_byte", "by_position"} for source in sources] == [True, True]
+    assert (tmp_path / "looks" / "losses.png").is_file()
+    done = yupana("corpus", "explore", tmp_path / "t.jsonl", "--model", tmp_path / "looks")
+    assert done.returncode == 2
+    assert "is not a run directory" in done.stderr

@@ -22,30 +22,58 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 @dataclass(frozen=True)
+class PhaseConfig:
+    """A mixture that begins later in the run."""
+
+    after: int
+    """Tokens of the run after which it begins (with the next whole step)."""
+    corpus: str | list[str] | dict[str, float]
+    """As data.corpus."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Which text, cut how."""
 
-    corpus: str | dict[str, float] = "python"
+    corpus: str | list[str] | dict[str, float] = "python"
     """A folder of token shards, or text to prepare first (a file, a folder, 'python' for the Python
-    installation's own library, hf:NAME for a hub dataset), or a mixture {folder: weight}."""
+    installation's own library, hf:NAME for a hub dataset); or a mixture of them. {folder: weight}: whole numbers are
+    proportions (tokens of each, say), others are shares that sum to 1 or percent that sum to 100; 0: only evaluated.
+    [folder, folder]: by size, see temperature."""
+    temperature: float = 1.0
+    """Of a mixture given as a list: shares in proportion to (training tokens)^(1/temperature); large: all equal."""
+    phases: tuple[PhaseConfig, ...] = ()
+    """Mixtures that replace data.corpus later in the run: [{after: TOKENS, corpus: MIXTURE}, …]."""
     tokenizer: str = "bpe:4096"
     """For text that is not prepared yet: bytes, bpe:VOCAB (trained on that text), llama3, or a folder."""
     seq_len: int = 256
     """Tokens in a sequence."""
     seed: int = 0
     """Seed of the order of the data."""
-    packing: Literal["stream", "documents"] = "stream"
-    """stream: attention crosses document boundaries; documents: no token attends across documents."""
+    packing: Literal["stream", "documents", "best-fit"] = "stream"
+    """stream: attention crosses document boundaries; documents: no token attends across documents; best-fit: the same,
+    and a document that fits into a sequence is never cut."""
 
     def __post_init__(self) -> None:
         _at_least(1, data=self, names=["seq_len"])
         _at_least(0, data=self, names=["seed"])
-        if isinstance(self.corpus, dict):
-            if not self.corpus:
-                raise UserError("data.corpus is an empty mixture: name at least one folder of shards")
-            for name, weight in self.corpus.items():
-                if not weight > 0:
-                    raise UserError(f"data.corpus gives '{name}' the weight {weight:g}: weights are positive")
+        if not self.temperature > 0:
+            raise UserError(f"data.temperature must be above 0, got {self.temperature:g}")
+        _check_mixture("data.corpus", self.corpus)
+        before = 0
+        for phase in self.phases:
+            _check_mixture(f"data.phases, after {phase.after}", phase.corpus)
+            if phase.after <= before:
+                raise UserError(
+                    f"data.phases must come in order, each after more tokens than the one before: got {phase.after} "
+                    f"after {before}"
+                )
+            before = phase.after
+        if self.temperature != 1 and not any(isinstance(c, list) for c in (self.corpus, *(p.corpus for p in self.phases))):
+            raise UserError(
+                "data.temperature sets the shares of a mixture given as a list, data.corpus: [A, B]; here it would do "
+                "nothing: leave it out, or leave the weights out"
+            )
 
 
 @dataclass(frozen=True)
@@ -81,8 +109,7 @@ class TrainConfig:
         _at_least(0, train=self, names=["seed"])
         if self.micro_batch and self.global_batch % self.micro_batch:
             raise UserError(
-                f"train.global_batch ({self.global_batch}) must be a multiple of "
-                f"train.micro_batch ({self.micro_batch})"
+                f"train.global_batch ({self.global_batch}) must be a multiple of train.micro_batch ({self.micro_batch})"
             )
 
     def total_steps(self, seq_len: int) -> int:
@@ -235,8 +262,7 @@ def preset_path(name: str) -> Path:
     path = PRESETS / f"{name}.yaml"
     if not path.is_file():
         raise UserError(
-            f"there is no preset '{name}'{did_you_mean(name, preset_names())}: "
-            f"the presets are {', '.join(preset_names())}"
+            f"there is no preset '{name}'{did_you_mean(name, preset_names())}: the presets are {', '.join(preset_names())}"
         )
     return path
 
@@ -344,10 +370,34 @@ def _expected(key: str) -> str:
         bool: "true or false",
         str: "text",
         tuple[float, float]: "two numbers, such as [0.9, 0.95]",
+        list[str]: "a list of folders",
         dict[str, float]: "a mixture {folder: weight}",
+        tuple[PhaseConfig, ...]: "a list of {after: TOKENS, corpus: MIXTURE}",
     }
     kinds = [words[kind] for kind in get_args(wanted) or (wanted,) if kind in words]
     return " or ".join([words[wanted]] if wanted in words else kinds) or "a section of settings"
+
+
+def _check_mixture(where: str, corpus: str | list[str] | dict[str, float]) -> None:
+    """Raise UserError unless the weights are whole numbers, shares that sum to 1, or percent that sum to 100."""
+    if not corpus:
+        raise UserError(f"{where} is an empty mixture: name at least one folder of shards")
+    if isinstance(corpus, list) and len(set(corpus)) < len(corpus):
+        raise UserError(f"{where} names a source twice: name each once, or give weights")
+    if not isinstance(corpus, dict):
+        return
+    for name, weight in corpus.items():
+        if not 0 <= weight < float("inf"):
+            raise UserError(f"{where} gives '{name}' the weight {weight:g}: weights are numbers from 0 up")
+    total = sum(corpus.values())
+    if not total:
+        raise UserError(f"{where} has only weights of 0: give at least one source a weight above 0")
+    whole = all(float(weight).is_integer() for weight in corpus.values())
+    if not whole and min(abs(total - 1), abs(total - 100) / 100) > 2e-3:
+        raise UserError(
+            f"the weights of {where} sum to {total:g}: shares must sum to 1 and percent to 100; only whole numbers are "
+            "taken as proportions"
+        )
 
 
 def _at_least(least: int, names: list[str], **branch: Any) -> None:

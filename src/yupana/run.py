@@ -2,7 +2,7 @@
 
 run.yaml        the resolved configuration; starts the same run again
 env.json        versions, hardware, git revision, corpus and tokenizer hashes
-metrics.jsonl   one object a logged step; evaluation lines carry val_loss and val_bpb
+metrics.jsonl   one object a logged step; evaluation lines carry val_loss and val_bpb, and of a mixture val_by_source
 checkpoints/    step_N/, complete once its manifest.json is there
 export/         Hugging Face folder
 report.html, report.png, sample.txt

@@ -24,6 +24,7 @@ def register(commands: Any) -> None:
                    help="look for this evaluation text in the sources; may be given again")  # fmt: skip
     c.add_argument("--similarity", type=float, default=0.8, help="Jaccard similarity of near copies (0.8)")
     c.add_argument("--text_field", default="text", help="field or column that holds the text (text)")
+    c.add_argument("--model", type=Path, metavar="RUN", help="the loss of this run on each source, and by position")
     c.add_argument("--out", type=Path, metavar="DIR", help="write explore.html, explore.png and explore.json there")
     c = add_command(group, "prepare", prepare, "token shards from text")
     c.add_argument("sources", nargs="+", metavar="SOURCE", help="files, folders, 'python', or hf:NAME")
@@ -31,6 +32,11 @@ def register(commands: Any) -> None:
     c.add_argument("--tokenizer", default="bpe:4096", help="bytes, bpe:VOCAB, llama3, or a folder (bpe:4096)")
     c.add_argument("--val_fraction", type=float, default=0.01, help="share of documents held out (0.01)")
     c.add_argument("--text_field", default="text", help="field or column that holds the text (text)")
+    c.add_argument("--filter", action="append", default=[], metavar="F", help="drop documents by the rules of gopher, "
+                   "repetition, c4, fineweb, or language:en; may be given again")  # fmt: skip
+    c.add_argument("--near_duplicates", action="store_true", help="keep one of documents that are nearly equal")
+    c.add_argument("--tasks", type=int, default=16, help="parts that filtering is cut into (16)")
+    c.add_argument("--workers", type=int, help="parts that run at once (the cores)")
     c = add_command(group, "packing", packing, "what each way of packing documents into sequences costs")
     c.add_argument("corpus", type=Path, metavar="CORPUS", help="a prepared corpus")
     c.add_argument("--seq_len", type=int, required=True, metavar="T", help="tokens of a sequence")
@@ -63,6 +69,7 @@ def explore(arguments: argparse.Namespace) -> int:
 
     if arguments.out:
         check_folder(arguments.out)
+    losses = _losses(arguments) if arguments.model else []
     with Bar() as bar:
         result = looking.explore(
             arguments.sources,
@@ -73,10 +80,19 @@ def explore(arguments: argparse.Namespace) -> int:
             arguments.similarity,
             bar.tell,
         )
+    for source, loss in zip(result["sources"], losses, strict=False):  # Ctrl-C leaves sources out
+        source["model"] = loss
     if arguments.out:
         result["page"] = str(write_page(result, arguments.out))
     print_result(arguments, result, explore_tables(result))
     return 0
+
+
+def _losses(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What a run says of each source; first, because a run that cannot be read should not cost an exploration."""
+    from yupana.train.by_position import losses
+
+    return losses(arguments.model, arguments.sources, arguments.text_field, arguments.sample)
 
 
 def prepare(arguments: argparse.Namespace) -> int:
@@ -92,13 +108,18 @@ def prepare(arguments: argparse.Namespace) -> int:
             val_fraction=arguments.val_fraction,
             text_field=arguments.text_field,
             progress=progress,
+            filters=arguments.filter,
+            near_duplicates=arguments.near_duplicates,
+            tasks=arguments.tasks,
+            workers=arguments.workers,
         )
     skipped = "".join(f", {count} skipped ({reason})" for reason, count in result["skipped"].items())
+    removed = "".join(f"\n  removed {count:,}: {reason}" for reason, count in result["removed"].items())
     print_result(
         arguments,
         result,
         f"{result['path']}: {result['documents']:,} documents, {result['tokens']:,} tokens, "
-        f"{result['bytes']:,} bytes{skipped}",
+        f"{result['bytes']:,} bytes{skipped}{removed}",
     )
     return 0
 

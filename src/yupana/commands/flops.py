@@ -87,10 +87,10 @@ def explain(arguments: argparse.Namespace) -> int:
     config = config_of(arguments.run, arguments.overrides)
     if config.fast.allocator == "keep":
         host.keep_memory()
-    from yupana.train.begin import open_corpora
+    from yupana.train.begin import open_mixture
     from yupana.train.profile import profile_steps
 
-    seen = profile_steps(config, open_corpora(config), arguments.steps)
+    seen = profile_steps(config, open_mixture(config), arguments.steps)
     shape, batch, seq_len = config.model, config.train.global_batch, config.data.seq_len
     result = make_sense(
         seen.events, seen.products, seen.steps, seen.profiled_seconds, seen.plain_seconds,

@@ -34,12 +34,24 @@ def train(arguments: argparse.Namespace) -> int:
 
     run = RunDirectory(arguments.run)
     try:
-        last = begin(run, arguments.preset, arguments.config, arguments.overrides, resume=arguments.resume)
+        last = begin(
+            run, arguments.preset, arguments.config, arguments.overrides, resume=arguments.resume, look=_tell_repetition
+        )
     except Interrupted as stopped:
         print(f"yupana: {stopped}", file=sys.stderr)
         return 1
     _finish(run, last, as_json=arguments.json)
     return 0
+
+
+def _tell_repetition(config: Any, mixture: Any) -> None:
+    """Say which sources the run goes through often, and what that costs."""
+    from yupana.scaling.repetition import told
+
+    planned = mixture.planned(config.total_steps, config.data.seq_len, config.train.global_batch, config.data.seed)
+    unique = {name: corpus.info["splits"]["train"]["tokens"] for name, corpus in mixture.sources.items()}
+    for line in told(config.model.parameters, planned, unique):
+        print(f"yupana: {line}", file=sys.stderr)
 
 
 def _finish(run: Any, last: dict[str, Any], *, as_json: bool) -> None:

@@ -1,30 +1,30 @@
 """Batches as a pure function of (corpus, seed, step): nothing to save, nothing to restore, nothing to lose.
 
-A split is one long array of tokens, cut into windows of T tokens (one more is read, as the last target). Sequence
-number s = step · global_batch + row of the run is window π_e(s mod n) of epoch e = s div n, where π_e is a
-pseudo-random permutation of the n windows that is computed for the numbers asked, never stored.
+A split is one long array of tokens, cut into windows of T tokens (one more is read, as the last target), or its
+documents are packed into sequences of T. Sequence number s = step · global_batch + row of the run is sequence
+π_e(s mod n) of epoch e = s div n, where π_e is a pseudo-random permutation of the n sequences that is computed for the
+numbers asked, never stored. A mixture first says which source s comes from (mixture.py).
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from yupana.corpus.mixture import Phase, Schedule
+from yupana.corpus.sequences import BestFit, Windows
 from yupana.corpus.shards import Corpus, TokenStream
-from yupana.corpus.words import mix
 from yupana.errors import UserError
 
 IGNORED = -100
 """A target that the loss leaves out."""
-PERIOD = 10_000
-"""Sequences of a mixture after which every source has had exactly its share."""
 
-Packing = Literal["stream", "documents"]
+Packing = Literal["stream", "documents", "best-fit"]
+Row = list[tuple[TokenStream, int, int]]
+"""The pieces of a sequence: the split of a corpus, start, stop; the last token of a piece is only a target."""
 
 
 @dataclass(frozen=True)
@@ -34,41 +34,48 @@ class Batch:
     tokens: np.ndarray
     """int64 [batch, seq]"""
     targets: np.ndarray
-    """The token after each, int64 [batch, seq]; with packing "documents", -100 where that is another document's."""
+    """The token after each, int64 [batch, seq]; unless packing is "stream", -100 where that is another document's."""
     document_ids: np.ndarray | None
-    """Which document of its row each token belongs to, from 0, int32 [batch, seq]; None for packing "stream"."""
-    spans: list[tuple[TokenStream, int, int]]
-    """Where each row's tokens lie: the split of its corpus, start, stop."""
+    """Which document of its row each token belongs to, from 0, int32 [batch, seq]; None for packing "stream". Padding
+    is a document of its own."""
+    spans: list[Row]
+    """Where each row's tokens lie."""
 
     @property
-    def documents(self) -> list[range]:
+    def documents(self) -> list[list[int]]:
         """The documents in each row, by their number in the split of the row's corpus."""
-        return [range(stream.document_of(a), stream.document_of(b - 1) + 1) for stream, a, b in self.spans]
+        return [
+            sorted({d for stream, a, b in row for d in range(stream.document_of(a), stream.document_of(b - 1) + 1)})
+            for row in self.spans
+        ]
 
 
 class Batches:
     """The global batches of a run.
 
-    `corpora` is one corpus, or a mixture {corpus: weight}; `seq_len` in tokens, `global_batch` in sequences. With
-    packing "stream" attention crosses document boundaries; with "documents" `document_ids` keep them apart. Raises
-    UserError when a split is shorter than a sequence and when the corpora of a mixture differ in their tokenizer.
+    `corpora` is one corpus, a mixture {corpus: weight}, or the phases of one that changes; `seq_len` in tokens,
+    `global_batch` in sequences. With packing "stream" attention crosses document boundaries; with "documents"
+    `document_ids` keep them apart; with "best-fit" documents that fit into a sequence are never cut, and what stays
+    free is padding. Raises UserError when a split is shorter than a sequence and when the corpora of a mixture differ
+    in their tokenizer.
     """
 
     def __init__(
         self,
-        corpora: Corpus | Mapping[Corpus, float],
+        corpora: Corpus | Mapping[Corpus, float] | Sequence[Phase],
         seq_len: int,
         global_batch: int,
         seed: int = 0,
         packing: Packing = "stream",
         split: str = "train",
     ):
-        weights = {corpora: 1.0} if isinstance(corpora, Corpus) else dict(corpora)
-        _same_tokenizer(list(weights))
-        # By hash, so that the order in which a mixture is written down changes nothing.
-        self.corpora = sorted(weights, key=lambda corpus: (corpus.hash, str(corpus.path)))
-        self.sources = [_Windows(corpus, split, seq_len, seed) for corpus in self.corpora]
-        self.mixture = _Mixture(self.corpora, [weights[corpus] for corpus in self.corpora], seed)
+        if isinstance(corpora, Corpus):
+            corpora = {corpora: 1.0}
+        phases = [Phase(0, corpora)] if isinstance(corpora, Mapping) else corpora
+        self.mixture = Schedule(phases, seq_len, global_batch, seed)
+        self.corpora = self.mixture.corpora
+        kind = BestFit if packing == "best-fit" else Windows
+        self.sources: list[BestFit | Windows] = [kind(corpus, split, seq_len, seed) for corpus in self.corpora]
         self.seq_len, self.global_batch, self.packing = seq_len, global_batch, packing
 
     def batch(self, step: int, rows: range | slice | None = None) -> Batch:
@@ -79,17 +86,22 @@ class Batches:
         elif rows is not None:
             numbers = numbers[rows]
         of_source, inside = self.mixture.locate(numbers)
-        spans: list[tuple[TokenStream, int, int]] = [(self.sources[0].stream, 0, 0)] * len(numbers)
+        spans: list[Row] = [[]] * len(numbers)
         for number, source in enumerate(self.sources):
             chosen = np.flatnonzero(of_source == number)
-            for row, start in zip(chosen, source.starts(inside[chosen]), strict=True):
-                spans[row] = (source.stream, int(start), int(start) + self.seq_len + 1)
-        return _read(spans, self.packing)
+            for row, pieces in zip(chosen, source.spans(inside[chosen]), strict=True):
+                spans[row] = [(source.stream, start, stop) for start, stop in pieces]
+        return _packed(spans, self.seq_len) if self.packing == "best-fit" else _windows(spans, self.packing)
+
+    def sequences_seen(self, step: int) -> dict[Corpus, int]:
+        """Sequences that each corpus has given when `step` global batches are done."""
+        drawn = self.mixture.drawn(step * self.global_batch)
+        return {corpus: int(count) for corpus, count in zip(self.corpora, drawn, strict=True)}
 
     def epochs_seen(self, step: int) -> dict[Corpus, float]:
         """How often each corpus has been gone through when `step` global batches are done."""
-        drawn = self.mixture.drawn(step * self.global_batch)
-        return {c: n / source.count for c, n, source in zip(self.corpora, drawn, self.sources, strict=True)}
+        counts = {corpus: source.count for corpus, source in zip(self.corpora, self.sources, strict=True)}
+        return {corpus: seen / counts[corpus] for corpus, seen in self.sequences_seen(step).items()}
 
 
 def validation_batches(
@@ -97,8 +109,9 @@ def validation_batches(
 ) -> Iterator[Batch]:
     """The first windows of the held-out documents, in order: at most `max_tokens` tokens, but at least one window.
 
-    The last batch may have fewer rows than `batch`; a split shorter than one window is one shorter window. Raises
-    UserError when nothing is held out.
+    They are windows for packing "best-fit" too, document by document, so that every run reads the same held-out
+    text. The last batch may have fewer rows than `batch`; a split shorter than one window is one shorter window.
+    Raises UserError when nothing is held out.
     """
     stream = corpus.split("val")
     if stream.n_tokens < 2:
@@ -108,135 +121,34 @@ def validation_batches(
         )
     seq_len = min(seq_len, stream.n_tokens - 1)
     count = min((stream.n_tokens - 1) // seq_len, max(1, max_tokens // seq_len))
-    return (
-        _read([(stream, w * seq_len, (w + 1) * seq_len + 1) for w in range(first, min(first + batch, count))], packing)
-        for first in range(0, count, batch)
-    )
+    rows: list[Row] = [[(stream, w * seq_len, (w + 1) * seq_len + 1)] for w in range(count)]
+    return (_windows(rows[first : first + batch], packing) for first in range(0, count, batch))
 
 
-def permuted(numbers: np.ndarray, n: int, *key: object) -> np.ndarray:
-    """π(numbers), where π is the pseudo-random permutation of 0 … n-1 that `key` names; int64, any shape.
-
-    A Feistel network permutes the 4^k ≥ n numbers; one that lands at n or above is sent through again until it
-    lands below ("cycle walking"), fewer than four times on average. (Black & Rogaway, Ciphers with Arbitrary
-    Finite Domains, CT-RSA 2002, §3 and §4.)
-    """
-    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    keys = np.frombuffer(hashlib.blake2b(repr(key).encode(), digest_size=64).digest(), dtype="<u8")
-    flat = np.asarray(numbers).astype(np.uint64).ravel()
-    walking = np.arange(flat.size)
-    while walking.size:
-        left, right = flat[walking] >> half, flat[walking] & mask
-        for round_key in keys:  # eight rounds
-            left, right = right, left ^ (mix(right ^ round_key) & mask)
-        flat[walking] = left << half | right
-        walking = walking[flat[walking] >= n]
-    return flat.astype(np.int64).reshape(np.shape(numbers))
-
-
-class _Windows:
-    """The windows of one corpus, in the order in which they are used."""
-
-    def __init__(self, corpus: Corpus, split: str, seq_len: int, seed: int):
-        self.stream, self.seq_len, self.seed, self.hash = corpus.split(split), seq_len, seed, corpus.hash
-        # A window's last target is the next window's first token: n windows take n·T + 1 tokens.
-        self.count, self.remainder = divmod(self.stream.n_tokens - 1, seq_len)
-        if self.count < 1:
-            raise UserError(
-                f"data.seq_len ({seq_len}) is longer than the corpus: the {split} split of {corpus.path} has "
-                f"{self.stream.n_tokens} tokens and a sequence needs {seq_len + 1}; shorten data.seq_len or "
-                "prepare more text"
-            )
-
-    def starts(self, numbers: np.ndarray) -> np.ndarray:
-        """Where the sequences `numbers`, counted from the beginning of the run, start in the split."""
-        epochs, inside = np.divmod(numbers, self.count)
-        starts = np.empty_like(numbers)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            key = (self.hash, self.seed, int(epoch))
-            starts[here] = permuted(inside[here], self.count, "windows", *key) * self.seq_len + self._offset(*key)
-        return starts
-
-    def _offset(self, *key: object) -> int:
-        """How far this epoch's windows are shifted: so that no token is left out of every epoch."""
-        digest = hashlib.blake2b(repr(("offset", *key)).encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") % (self.remainder + 1)
-
-
-class _Mixture:
-    """Which source each sequence of the run comes from, and which of that source's sequences it is."""
-
-    def __init__(self, corpora: list[Corpus], weights: list[float], seed: int):
-        self.seed = seed
-        self.counts = _shares(weights, PERIOD)
-        for corpus, weight, count in zip(corpora, weights, self.counts, strict=True):
-            if not count:
-                raise UserError(
-                    f"the weight {weight:g} of {corpus.path} is less than 1 in {PERIOD} of the mixture: raise it, "
-                    "or leave the corpus out"
-                )
-
-    def locate(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(source, number of the sequence inside that source) for sequences of the run, both int64."""
-        if len(self.counts) == 1:
-            return np.zeros_like(numbers), numbers
-        periods, slots = np.divmod(numbers, PERIOD)
-        source, rank = np.empty_like(numbers), np.empty_like(numbers)
-        for period in np.unique(periods):
-            here = periods == period
-            sources, ranks = self._period(int(period))
-            source[here], rank[here] = sources[slots[here]], ranks[slots[here]]
-        return source, periods * self.counts[source] + rank
-
-    def drawn(self, sequences: int) -> np.ndarray:
-        """Sequences each source has given among the first `sequences` of the run."""
-        if len(self.counts) == 1:
-            return np.array([sequences])
-        period, rest = divmod(sequences, PERIOD)
-        return period * self.counts + np.bincount(self._period(period)[0][:rest], minlength=len(self.counts))
-
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - a handful of mixtures live as long as their run
-    def _period(self, period: int) -> tuple[np.ndarray, np.ndarray]:
-        """(source, rank among that source's) of the slots of a period, both [PERIOD]."""
-        order = permuted(np.arange(PERIOD), PERIOD, "mixture", self.seed, period)
-        sources = np.repeat(np.arange(len(self.counts)), self.counts)[order]
-        ranks = np.empty_like(sources)
-        for number, count in enumerate(self.counts):
-            ranks[sources == number] = np.arange(count)
-        return sources, ranks
-
-
-def _shares(weights: list[float], total: int) -> np.ndarray:
-    """Whole numbers that sum to `total`, in proportion to the weights: largest remainder."""
-    exact = np.array(weights, dtype=np.float64) / sum(weights) * total
-    counts = np.floor(exact).astype(np.int64)
-    largest = np.argsort(counts - exact, kind="stable")
-    counts[largest[: total - counts.sum()]] += 1
-    return counts
-
-
-def _read(spans: list[tuple[TokenStream, int, int]], packing: Packing) -> Batch:
-    """The batch whose rows are `spans`, all of the same length seq + 1."""
-    window = np.stack([stream.read(start, stop) for stream, start, stop in spans])  # [batch, seq + 1]
+def _windows(spans: list[Row], packing: Packing) -> Batch:
+    """The batch whose rows are one piece each, all of the same length seq + 1."""
+    window = np.stack([stream.read(start, stop) for ((stream, start, stop),) in spans])  # [batch, seq + 1]
     tokens, targets = window[:, :-1].copy(), window[:, 1:].copy()  # of their own: masking a target leaves the tokens
     if packing == "stream":
         return Batch(tokens, targets, None, spans)
     begins = np.zeros(window.shape, dtype=np.int32)
-    for row, (stream, start, stop) in enumerate(spans):
+    for row, ((stream, start, stop),) in enumerate(spans):
         begins[row, stream.document_starts(start + 1, stop) - start] = 1
     documents = np.cumsum(begins, axis=1, dtype=np.int32)
     targets[begins[:, 1:] == 1] = IGNORED
     return Batch(tokens, targets, np.ascontiguousarray(documents[:, :-1]), spans)
 
 
-def _same_tokenizer(corpora: list[Corpus]) -> None:
-    if not corpora:
-        raise UserError("the mixture is empty: name at least one corpus")
-    for corpus in corpora[1:]:
-        if corpus.tokenizer_hash != corpora[0].tokenizer_hash:
-            raise UserError(
-                f"{corpus.path} was prepared with another tokenizer ({corpus.info['tokenizer']['name']}) than "
-                f"{corpora[0].path} ({corpora[0].info['tokenizer']['name']}): prepare both with the same one"
-            )
+def _packed(spans: list[Row], seq_len: int) -> Batch:
+    """The batch whose rows are pieces of documents, each a document to the attention, and padding after them."""
+    shape = len(spans), seq_len
+    tokens, targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
+    documents = np.empty(shape, dtype=np.int32)
+    for row, pieces in enumerate(spans):
+        place = 0
+        for number, (stream, start, stop) in enumerate(pieces):
+            read, end = stream.read(start, stop), place + stop - start - 1
+            tokens[row, place:end], targets[row, place:end], documents[row, place:end] = read[:-1], read[1:], number
+            place = end
+        documents[row, place:] = len(pieces)
+    return Batch(tokens, targets, documents, spans)

@@ -7,6 +7,7 @@ how many documents are safely on disk; whatever a killed process had written bey
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import itertools
 import json
@@ -19,6 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from yupana.corpus import clean
+from yupana.corpus.encode import Encoder
 from yupana.corpus.pieces import PIECE, pieces
 from yupana.corpus.sources import Skipped, documents, fingerprint
 from yupana.errors import UserError
@@ -29,6 +32,8 @@ SAVE_EVERY = 5.0
 """Seconds between two notes in state.json."""
 GROUP_BYTES = 1 << 20
 """Text that is tokenised at once, over all cores; a token takes about 100 bytes until it is on disk."""
+TASKS = 16
+"""Parts that cleaning is cut into: another number puts the documents into another order."""
 BPE_BYTES = 256 << 20
 """A byte-level BPE is trained on the first so many bytes of the training documents."""
 
@@ -43,6 +48,10 @@ def prepare(
     text_field: str = "text",
     shard_tokens: int = 1 << 27,
     progress: Progress | None = None,
+    filters: Sequence[str] = (),
+    near_duplicates: bool = False,
+    tasks: int = TASKS,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Tokenise `sources` into a corpus folder `out`; returns what it holds.
 
@@ -51,10 +60,13 @@ def prepare(
     different ones); a shard ends with the first document that brings it to `shard_tokens` tokens. `progress(stage,
     documents, tokens)` is called as it goes.
 
-    The result has documents, tokens, bytes (of UTF-8 text), skipped {reason: documents}, splits, tokenizer,
-    vocab_size, hash, path, seconds. Killed and called again it goes on where it stopped; on a finished folder of the
-    same content it returns at once. Raises UserError for input that cannot be read, an `out` that holds something
-    else, and a full disk.
+    `filters` drop documents by the rules of gopher, repetition, c4, fineweb or language:CODE, and `near_duplicates`
+    keeps one of those that are nearly equal (clean.py), in `tasks` parts of which `workers` run at once (the cores).
+
+    The result has documents, tokens, bytes (of UTF-8 text), skipped {reason: documents}, removed {filter: documents},
+    splits, tokenizer, vocab_size, hash, path, seconds. Killed and called again it goes on where it stopped; on a
+    finished folder of the same content it returns at once. Raises UserError for input that cannot be read, an `out`
+    that holds something else, and a full disk.
     """
     from yupana.corpus import tokenizers
 
@@ -66,16 +78,21 @@ def prepare(
         raise UserError(f"val_fraction must be at least 0 and below 1, got {val_fraction:g}")
     if shard_tokens < 1:
         raise UserError(f"shard_tokens must be at least 1, got {shard_tokens}")
-    request = {
+    request: dict[str, Any] = {
         "sources": [fingerprint(name) for name in names],
         "tokenizer": tokenizers.identity(tokenizer),
         "val_fraction": val_fraction,
         "text_field": text_field,
         "shard_tokens": shard_tokens,
     }
+    if filters or near_duplicates:
+        clean.check_filters(filters)
+        if tasks < 1:
+            raise UserError(f"--tasks must be at least 1, got {tasks}")
+        request["clean"] = {"filters": list(filters), "near_duplicates": near_duplicates, "tasks": tasks}
     if (info := _finished(out, request, names)) is None:
         with disk_errors(f"the corpus {out}"), _workplace(out, request) as work:
-            job = _Job(work, request, names, tokenizer, progress or (lambda *_: None))
+            job = _Job(work, request, names, tokenizer, progress or (lambda *_: None), workers or os.cpu_count() or 1)
             job.run()
             os.replace(work, out)
             sync_folder(out.parent)
@@ -123,15 +140,21 @@ def text_hash(text: str) -> int:
 class _Job:
     """One preparation: decide the split, find the tokenizer, write the shards, describe them."""
 
-    def __init__(self, work: Path, request: dict[str, Any], names: list[str], tokenizer: str, progress: Progress):
+    def __init__(
+        self, work: Path, request: dict[str, Any], names: list[str], tokenizer: str, progress: Progress, workers: int
+    ):
         self.work, self.request, self.names, self.spec, self.progress = work, request, names, tokenizer, progress
-        self.state = json.loads((work / "state.json").read_text(encoding="utf-8"))
+        self.workers, self.read_from, self.text_field = workers, list(names), request["text_field"]
         self.skipped = Skipped()
 
     def run(self) -> None:
         if (self.work / "corpus.json").is_file():  # killed between the last file and the renaming
             (self.work / "state.json").unlink(missing_ok=True)
+            shutil.rmtree(self.work / "clean", ignore_errors=True)
             return
+        self.state = json.loads((self.work / "state.json").read_text(encoding="utf-8"))
+        if "clean" in self.request:
+            self._clean()
         if self.state["boundary"] is None:
             self.progress("reading", 0, 0)
             self.state["boundary"] = held_out_below(self._texts(), self.request["val_fraction"])
@@ -140,8 +163,17 @@ class _Job:
         self._write_shards()
         self._describe()
 
+    def _clean(self) -> None:
+        """Filter into a folder of JSON lines, from which everything else then reads."""
+        wanted = self.request["clean"]
+        kept = clean.clean(
+            self.names, self.text_field, self.work / "clean", wanted["filters"], wanted["near_duplicates"],
+            wanted["tasks"], self.workers, lambda stage: self.progress(stage, 0, 0),
+        )  # fmt: skip
+        self.read_from, self.text_field = [str(kept)], "text"
+
     def _texts(self) -> Iterator[str]:
-        return (text for _, text in documents(self.names, self.request["text_field"]))
+        return (text for _, text in documents(self.read_from, self.text_field))
 
     def _make_tokenizer(self) -> None:
         """The tokenizer, from the earlier attempt if it got that far."""
@@ -184,31 +216,24 @@ class _Job:
             name: _Writer(self.work, name, stored, self.request["shard_tokens"], self.state["splits"][name])
             for name in ("train", "val")
         }
-        stream = documents(self.names, self.request["text_field"], self.skipped)
+        stream = documents(self.read_from, self.text_field, self.skipped)
         noted = time.monotonic()
-        for texts in _groups(itertools.islice((text for _, text in stream), self.state["documents"], None)):
-            for text, tokens in zip(texts, self._encoded(texts, stored), strict=True):
-                split = "val" if text_hash(text) < self.state["boundary"] else "train"
-                document = np.concatenate([np.array([bos], stored), tokens, np.array([eos], stored)])
-                writers[split].add(document, len(text.encode()))
-            self.state["documents"] += len(texts)
-            self.progress("tokenising", self.state["documents"], sum(writer.all_tokens for writer in writers.values()))
-            if time.monotonic() - noted >= SAVE_EVERY:
-                for name, writer in writers.items():
-                    self.state["splits"][name] = writer.flush()
-                self._note()
-                noted = time.monotonic()
+        groups = _groups(itertools.islice((text for _, text in stream), self.state["documents"], None))
+        with Encoder(self.spec, self.tokenizer, stored) as encoder:
+            for texts, encoded in encoder.groups(groups):
+                for text, tokens in zip(texts, encoded, strict=True):
+                    split = "val" if text_hash(text) < self.state["boundary"] else "train"
+                    document = np.concatenate([np.array([bos], stored), tokens, np.array([eos], stored)])
+                    writers[split].add(document, len(text.encode()))
+                self.state["documents"] += len(texts)
+                self.progress("tokenising", self.state["documents"], sum(writer.all_tokens for writer in writers.values()))
+                if time.monotonic() - noted >= SAVE_EVERY:
+                    for name, writer in writers.items():
+                        self.state["splits"][name] = writer.flush()
+                    self._note()
+                    noted = time.monotonic()
         for name, writer in writers.items():
             self.state["splits"][name] = writer.close()
-
-    def _encoded(self, texts: list[str], stored: np.dtype) -> list[np.ndarray]:
-        """The tokens of each text: of all at once, over all cores; of one that is too long for that piece by piece."""
-        if len(texts[0]) > PIECE and self.spec.split(":")[0] in ("bytes", "bpe", "llama3"):
-            (text,) = texts
-            parts = (self.tokenizer.encode_batch_fast([piece], add_special_tokens=False) for piece in pieces(text))
-            return [np.concatenate([np.array(part[0].ids, dtype=stored) for part in parts])]
-        encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=stored) for encoding in encoded]
 
     def _describe(self) -> None:
         """corpus.json, last: a folder that has it is whole."""
@@ -233,8 +258,22 @@ class _Job:
             "files": files,
             "request": self.request,
         }
+        if "clean" in self.request:
+            info["skipped"] = clean.skipped(self.work / "clean").counts
+            info["cleaning"] = self._report(info)
         write_json(self.work / "corpus.json", {**info, "hash": content_hash(info)})
         (self.work / "state.json").unlink()
+        shutil.rmtree(self.work / "clean", ignore_errors=True)
+
+    def _report(self, info: dict[str, Any]) -> dict[str, Any]:
+        """What the filters removed: for corpus.json, as a page to read, and document by document."""
+        gone = clean.removed(self.work / "clean")
+        kept = {"documents": info["documents"], "bytes": info["bytes"]}
+        cleaning = {**self.request["clean"], "kept": kept, "removed": clean.summary(gone)}
+        write_atomically(self.work / "removed.md", clean.told_as_text(self.names, cleaning))
+        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in gone)
+        write_atomically(self.work / "removed.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
+        return cleaning
 
     def _note(self) -> None:
         write_json(self.work / "state.json", self.state)
@@ -321,15 +360,20 @@ def _workplace(out: Path, request: dict[str, Any]) -> Iterator[Path]:
     work.mkdir(parents=True, exist_ok=True)
     lock = os.open(work, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is preparing {out}: wait for it, or choose another --out") from error
+        for attempt in range(20, 0, -1):  # a second: the children of a process that was killed hold it a little longer
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if attempt == 1:
+                    message = f"another process is preparing {out}: wait for it, or choose another --out"
+                    raise UserError(message) from error
+                time.sleep(0.05)
         for path in work.glob(".*.tmp"):  # files.write_atomically, killed in the middle
             path.unlink()
         if _begun_as(work) != request:
             for path in work.iterdir():
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             fresh = {"finished": [], "open": [0, 0, 0]}
             state = {"request": request, "boundary": None, "tokenizer": None, "documents": 0}
             write_json(work / "state.json", {**state, "splits": {"train": fresh, "val": fresh}})
@@ -397,6 +441,9 @@ def _result(info: dict[str, Any], out: Path, seconds: float) -> dict[str, Any]:
     return {
         **{key: info[key] for key in counts},
         "skipped": info["skipped"],
+        "removed": {
+            f"{of['filter']}: {of['reason']}": of["documents"] for of in info.get("cleaning", {}).get("removed", [])
+        },
         "splits": {
             name: {**{key: split[key] for key in counts}, "shards": len(split["shards"])}
             for name, split in info["splits"].items()

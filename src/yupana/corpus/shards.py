@@ -12,6 +12,8 @@ A document is stored as <|begin_of_text|>, its tokens, <|end_of_text|>.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -72,23 +74,27 @@ class TokenStream:
     """All shards of a split as one logical array of tokens; nothing is read before it is asked for."""
 
     def __init__(self, folder: Path, shards: list[dict[str, Any]], dtype: np.dtype) -> None:
-        self.shards = [np.memmap(folder / s["file"], dtype=dtype, mode="r") for s in shards]
-        self.ends = np.cumsum([s["tokens"] for s in shards]) if shards else np.zeros(0, dtype=np.int64)
+        self.folder = folder
+        # As plain arrays and a list: a memmap's own slicing and numpy's search cost more than a short read.
+        self.shards = [np.asarray(np.memmap(folder / s["file"], dtype=dtype, mode="r")) for s in shards]
+        self.ends: list[int] = list(itertools.accumulate(s["tokens"] for s in shards))
         begins = [np.fromfile(folder / s["index"], dtype="<u8").astype(np.int64)[:-1] for s in shards]
         self.starts = np.concatenate(
             [index + end - s["tokens"] for index, end, s in zip(begins, self.ends, shards, strict=True)]
             or [np.zeros(0, dtype=np.int64)]
         )
-        self.n_tokens = int(self.ends[-1]) if shards else 0
+        self.n_tokens: int = self.ends[-1] if shards else 0
         self.n_documents = len(self.starts)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) as int64."""
-        parts = []
-        shard = int(np.searchsorted(self.ends, start, side="right"))
+        parts: list[np.ndarray] = []
+        shard = bisect.bisect_right(self.ends, start)
         while start < stop:
-            first = int(self.ends[shard]) - len(self.shards[shard])
-            end = min(stop, int(self.ends[shard]))
+            first = self.ends[shard] - len(self.shards[shard])
+            end = min(stop, self.ends[shard])
+            if not parts and end == stop:
+                return self.shards[shard][start - first : end - first].astype(np.int64)
             parts.append(self.shards[shard][start - first : end - first])
             start, shard = end, shard + 1
         return np.concatenate(parts).astype(np.int64)

@@ -3,6 +3,7 @@
 .txt .text .md .rst   in a folder a file is a document; a file named on its own, or one above 16 MiB, is cut where
                       blank lines end into documents of 4 KiB or more (64 KiB where no blank line comes); nothing is
                       dropped but a byte-order mark at the start
+.py .c .h .rs … (CODE) the same: source code is text
 .jsonl .ndjson .json  one JSON object a line, its text in one field
 .parquet              a column of strings
 …and each of them compressed, .gz or .zst
@@ -33,6 +34,13 @@ from typing import IO, Any, cast
 from yupana.errors import UserError, did_you_mean
 
 TEXT = {".txt", ".text", ".md", ".rst"}
+CODE = {
+    ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".cxx", ".hpp", ".cu", ".cuh", ".m", ".s", ".asm", ".rs", ".go",
+    ".java", ".kt", ".scala", ".swift", ".js", ".jsx", ".ts", ".tsx", ".cs", ".php", ".rb", ".pl", ".pm", ".lua",
+    ".r", ".jl", ".hs", ".ml", ".mli", ".clj", ".ex", ".erl", ".f", ".f90", ".sql", ".sh", ".bash", ".zsh", ".ps1",
+    ".bat", ".html", ".css", ".scss", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".mk", ".cmake", ".tex",
+    ".dts", ".dtsi",
+}  # fmt: skip
 JSON_LINES = {".jsonl", ".ndjson", ".json"}
 COMPRESSED = {".gz", ".zst"}
 SHORTEST, LONGEST, WHOLE = 4 << 10, 64 << 10, 16 << 20
@@ -61,28 +69,38 @@ class Skipped:
 
 
 def documents(
-    sources: Sequence[str | Path], text_field: str = "text", skipped: Skipped | None = None
+    sources: Sequence[str | Path],
+    text_field: str = "text",
+    skipped: Skipped | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Document]:
     """Yield (id, text) of every document, always in the same order; what is skipped is counted in `skipped`.
 
-    Raises UserError for a source that is missing or wrong as a whole, and for one that yields nothing.
+    `part` (k, n): only the k-th part of n, so that n processes read all between them: every n-th file of a folder,
+    or, of a file or a hub dataset, every n-th document (what is skipped there counts in part 0). Raises UserError for
+    a source that is missing or wrong as a whole, and for one that yields nothing.
     """
+    rank, parts = part
     skipped = Skipped() if skipped is None else skipped
     for source in map(str, sources):
         found = 0
         here = Skipped()
-        for name, text in _read(source, text_field, here):
+        by_file = source == "python" or Path(source).is_dir()
+        for number, (name, text) in enumerate(_read(source, text_field, here, part if by_file else (0, 1))):
             if not text.strip():
                 here.add("empty document", name)
             elif not _is_unicode(text):
                 here.add("bad encoding", name)
             else:
                 found += 1
-                yield name, text
+                if by_file or number % parts == rank:
+                    yield name, text
+        if not by_file and rank:
+            here = Skipped()
         for reason, count in here.counts.items():
             skipped.counts[reason] = skipped.counts.get(reason, 0) + count
             skipped.first.setdefault(reason, here.first[reason])
-        if not found:
+        if not found and not (by_file and parts > 1):
             reasons = here.counts.items()
             why = "; ".join(f"{count} skipped: {reason}, the first at {here.first[reason]}" for reason, count in reasons)
             raise UserError(f"{source} holds no documents" + (f" ({why})" if why else "") + ": name a source with text")
@@ -129,12 +147,12 @@ class _Bad(Exception):
         self.reason, self.message = reason, message
 
 
-def _read(source: str, text_field: str, skipped: Skipped) -> Iterator[Document]:
+def _read(source: str, text_field: str, skipped: Skipped, part: tuple[int, int]) -> Iterator[Document]:
     if source.startswith("hf:"):
         yield from _hub(source, text_field, skipped)
         return
     alone = source != "python" and Path(source).is_file()
-    for name, path in _files(source):
+    for name, path in _files(source)[part[0] :: part[1]]:
         try:
             if source == "python":
                 yield name, _module(path)
@@ -208,10 +226,10 @@ def _file(path: Path, name: str, text_field: str, skipped: Skipped, alone: bool)
             yield from _parquet(path, name, text_field, skipped, alone)
         elif suffix in JSON_LINES:
             yield from _json_lines(path, name, text_field, skipped, alone)
-        elif suffix in TEXT or alone:
+        elif suffix in TEXT or suffix in CODE or alone:
             yield from _text(path, name, alone)
         else:
-            skipped.add("not a text, JSON lines or Parquet file", str(path))
+            skipped.add("not a text, code, JSON lines or Parquet file", str(path))
 
 
 def _text(path: Path, name: str, alone: bool) -> Iterator[Document]:

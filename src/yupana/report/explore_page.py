@@ -34,10 +34,12 @@ def write_page(result: dict[str, Any], folder: Path) -> Path:
     """Write the page, its picture and the figures into `folder`; returns the page's path."""
     from matplotlib import rc_context
 
-    from yupana.report.explore_plots import draw_explore
+    from yupana.report.explore_plots import draw_explore, draw_losses
 
     with rc_context({"svg.hashsalt": "yupana", "font.size": 10}):
         drawing = save_figure(draw_explore(result["sources"]), folder / "explore.png")
+        if all("model" in source for source in result["sources"]):
+            drawing += save_figure(draw_losses(result["sources"]), folder / "losses.png")
     write_json(folder / "explore.json", result)
     write_atomically(folder / "explore.html", _page(result, drawing))
     return folder / "explore.html"

@@ -24,6 +24,34 @@ def draw_explore(sources: list[dict[str, Any]]) -> Any:
     return figure
 
 
+def draw_losses(sources: list[dict[str, Any]]) -> Any:
+    """A matplotlib figure: a run's loss on each source by the tokens seen before."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    names, panel = list(figure.subfigures(2, 1, height_ratios=[0.08, 1]))  # type: ignore[arg-type]
+    _names(names, sources)
+    axes = panel.subplots()
+    for number, source in enumerate(sources):
+        bins = [of for of in source["model"]["by_position"] if of["tokens"]]
+        places = [max(0.5, (of["from"] * of["to"]) ** 0.5) for of in bins]
+        axes.plot(places, [of["loss"] for of in bins], color=colour(number), marker="o", markersize=4, linewidth=1.8)
+        axes.annotate(
+            f"{bins[-1]['loss']:.2f}", (places[-1], bins[-1]["loss"]), xytext=(8, 0), textcoords="offset points",
+            va="center", color=colour(number), fontweight="bold",
+        )  # fmt: skip
+    last = max(of["to"] for source in sources for of in source["model"]["by_position"])
+    powers = [1 << power for power in range(0, last.bit_length() + 1, 2)]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([0.5, *powers], ["0", *map(str, powers)])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    run = short(sources[0]["model"]["run"])
+    _title(axes, f"Loss of {run} by position", "tokens seen before", "nats a token")
+    return figure
+
+
 def _names(figure: Any, sources: list[dict[str, Any]]) -> None:
     """The sources in their colours, in one line; smaller when they are many."""
     length = sum(len(short(source["source"])) + 3 for source in sources)

@@ -43,6 +43,10 @@ def figures(sources: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         ("e-mail addresses", lambda s: f"{s['personal']['found']['e-mail address']:,}"),
         ("public IPv4 addresses", lambda s: f"{s['personal']['found']['public IPv4 address']:,}"),
     ]
+    if "model" in sources[0]:
+        rows.append((f"loss of {short(sources[0]['model']['run'])}, nats a token", lambda s: f"{s['model']['loss']:.3f}"))
+        rows.append(("… bits a byte", lambda s: f"{s['model']['bits_per_byte']:.3f}"))
+        rows.append(("… tokens read", lambda s: f"{s['model']['tokens']:,}"))
     if sources[0]["contamination"]:
         rows.append(("evaluation text found", lambda s: _percent(s["contamination"]["share"])))
         rows.append(("… documents that hold some", lambda s: f"{s['contamination']['documents']:,}"))

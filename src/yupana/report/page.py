@@ -34,6 +34,7 @@ def write_report(run: RunDirectory) -> Path | None:
     try:
         from matplotlib import rc_context
 
+        from yupana.report.by_source import draw_sources
         from yupana.report.foretold import foretold
         from yupana.report.health import draw_health
         from yupana.report.plots import draw
@@ -44,7 +45,10 @@ def write_report(run: RunDirectory) -> Path | None:
     with rc_context({"svg.hashsalt": "yupana", "font.size": 10}):
         drawing = save_figure(draw(record, prediction), run.path / "report.png")
         inside = save_figure(draw_health(record), run.path / "health.png") if record.health else ""
-    write_atomically(run.path / "report.html", _page(record, drawing, inside, prediction.told if prediction else ""))
+        mixed = any("val_by_source" in evaluation for evaluation in record.evaluations)
+        sources = save_figure(draw_sources(record), run.path / "sources.png") if mixed else ""
+    told = prediction.told if prediction else ""
+    write_atomically(run.path / "report.html", _page(record, drawing, inside, sources, told))
     return run.path / "report.html"
 
 
@@ -58,12 +62,13 @@ def save_figure(figure: Any, path: Path) -> str:
     return drawing[drawing.index("<svg") :]
 
 
-def _page(record: RunRecord, drawing: str, inside: str, prediction: str) -> str:
+def _page(record: RunRecord, drawing: str, inside: str, sources: str, prediction: str) -> str:
     figures = summary(record)
     name = html.escape(record.path.name)
     rows = "".join(f"<tr><td>{k}</td><td>{html.escape(v)}</td></tr>" for k, v in _rows(figures))
     config = html.escape(yaml.safe_dump(record.config, sort_keys=False))
     looked = f"<h2>Inside, layer by layer</h2>{inside}" if inside else ""
+    mixed = f"<h2>By source</h2>{sources}{_source_table(figures['sources'])}" if sources else ""
     env = html.escape(yaml.safe_dump(record.env, sort_keys=False))
     sample = f"<h2>A sample</h2><pre>{html.escape(record.sample)}</pre>" if record.sample else ""
     return f"""<!doctype html>
@@ -73,12 +78,32 @@ def _page(record: RunRecord, drawing: str, inside: str, prediction: str) -> str:
 {drawing}
 {f"<p>{html.escape(prediction)}</p>" if prediction else ""}
 <h2>In figures</h2><table>{rows}</table>
+{mixed}
 {looked}
 {sample}
 <details><summary>Configuration (run.yaml)</summary><pre>{config}</pre></details>
 <details><summary>Environment (env.json)</summary><pre>{env}</pre></details>
 </body></html>
 """
+
+
+def _source_table(sources: dict[str, dict[str, Any]]) -> str:
+    """The sources of a mixture: shares, epochs, losses."""
+    head = ("source", "share of the tokens", "tokens", "of them different", "epochs", "loss, first → last", "bits a byte")
+    rows = []
+    for name, of in sources.items():
+        cells = (
+            html.escape(name),
+            f"{100 * of['share']:.1f} %",
+            f"{of['planned_tokens']:,}",
+            f"{min(of['unique_tokens'], of['planned_tokens']):,}",
+            f"{of['epochs']:.2f}",
+            f"{of['first_val_loss']:.3f} → {of['val_loss']:.3f}",
+            f"{of['val_bpb']:.4f}",
+        )
+        rows.append("".join(f"<td>{cell}</td>" for cell in cells))
+    named = "".join(f"<td>{name}</td>" for name in head)
+    return f"<table><tr>{named}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
 def _headline(figures: dict) -> str:

@@ -41,7 +41,32 @@ def summary(record: RunRecord) -> dict[str, Any]:
         "peak_source": record.env.get("peaks", {}).get("source"),
         "memory_bytes": max((s["memory_bytes"] for s in steps), default=None),
         "seconds": last.get("seconds"),
+        "sources": by_source(record),
     }
+
+
+def by_source(record: RunRecord) -> dict[str, dict[str, Any]]:
+    """Of each source of a run: its share of the tokens, epochs at the end, and its first and last validation loss.
+
+    The losses are None for a run on one corpus, whose only ones are the run's own.
+    """
+    corpora = [corpus for corpus in record.env.get("corpora", []) if "name" in corpus]
+    total = sum(corpus["planned_tokens"] for corpus in corpora) or 1
+    evaluations = [e["val_by_source"] for e in record.evaluations if "val_by_source" in e]
+    found = {}
+    for corpus in corpora:
+        name = corpus["name"]
+        first, last = ((e.get(name, {}) for e in (evaluations[0], evaluations[-1])) if evaluations else ({}, {}))
+        found[name] = {
+            "share": corpus["planned_tokens"] / total,
+            "planned_tokens": corpus["planned_tokens"],
+            "unique_tokens": corpus["unique_tokens"],
+            "epochs": corpus["epochs"],
+            "first_val_loss": first.get("val_loss"),
+            "val_loss": last.get("val_loss"),
+            "val_bpb": last.get("val_bpb"),
+        }
+    return found
 
 
 def run_table(*runs: RunDirectory) -> Table:
@@ -67,6 +92,11 @@ def run_table(*runs: RunDirectory) -> Table:
     for label, key, scale, form in rows:
         values = [f[key] for f in figures]
         table.add_row(label, *("—" if v is None else form.format(v * scale) for v in values))
+    for name in dict.fromkeys(name for f in figures for name in f["sources"]):
+        losses = [f["sources"].get(name, {}).get("val_loss") for f in figures]
+        if any(loss is not None for loss in losses):
+            label = f"validation loss on {name}"
+            table.add_row(label, *("—" if loss is None else f"{loss:.4f} nats/token" for loss in losses))
     table.add_row("MFU is against", *(str(f["peak_source"]) for f in figures))
     return table
 

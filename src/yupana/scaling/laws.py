@@ -131,10 +131,15 @@ def repeated_loss(
     U_N, the parameters that `unique` tokens can use, is the law's optimum for them; parameters beyond it decay too.
     """
     unique = np.minimum(unique, tokens)
+    useful = useful_parameters(law, n, unique)
+    return law.loss(effective(useful, n, excess), effective(unique, tokens, repeated))
+
+
+def useful_parameters(law: ChinchillaLaw, n: Numbers, unique: Numbers) -> Numbers:
+    """U_N of 2305.16264: of n parameters, those that the law's optimum for `unique` tokens would have."""
     log_g = np.log(law.alpha * law.A / (law.beta * law.B)) / (law.alpha + law.beta)
     most = np.exp(np.minimum((np.log(unique) + log_g) * law.beta / law.alpha + log_g, 700.0))
-    useful = np.clip(most, 1.0, n)
-    return law.loss(effective(useful, n, excess), effective(unique, tokens, repeated))
+    return np.clip(most, 1.0, n)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def choose(model: Llama, wanted: str, device: str, compiled: bool, seq_len: int,
         if device == "cpu":
             wanted = on_cpu(model.embedding.weight.dtype == torch.bfloat16, compiled, seq_len)
         else:
-            wanted = "flex" if packing == "documents" and compiled else "sdpa"
+            wanted = "flex" if packing != "stream" and compiled else "sdpa"
     if wanted in ("flash", "cudnn", "flex") and device != "cuda":
         raise UserError(f"fast.attention is {wanted}, which trains on a GPU only: use auto, blocked or sdpa here")
     if wanted in ("flash", "cudnn"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from yupana import config as settings
 from yupana.config import Config
+from yupana.corpus.mixture import Mixture, Phase, by_size
 from yupana.corpus.prepare import prepare
 from yupana.corpus.progress import PrepareProgress
 from yupana.corpus.shards import Corpus, open_corpus, verify
@@ -33,9 +34,11 @@ def begin(
     overrides: Sequence[str] = (),
     *,
     resume: bool = False,
+    look: Callable[[Config, Mixture], None] | None = None,
 ) -> dict[str, Any]:
     """Train, from a preset, a file and overrides, in `run`; returns the last metrics.
 
+    `look` is shown what will be trained on what, before it begins.
     Raises UserError for wrong input, and before anything is written where that can be.
     """
     if resume and not run.exists:
@@ -51,10 +54,12 @@ def begin(
         host.keep_memory()
     if config.checkpoint.export:  # refuse now what could not be exported at the end
         config_from_shape(config.model, torch.bfloat16, None, None, config.data.seq_len)
-    corpora = open_corpora(config)
+    mixture = open_mixture(config)
+    if look is not None:
+        look(config, mixture)
     run.lock()
     try:
-        last = train(config, run, corpora, resume=resume)
+        last = train(config, run, mixture, resume=resume)
         if config.checkpoint.export:
             export_run(run.path, None, "last", "bfloat16")
         return last
@@ -62,19 +67,54 @@ def begin(
         run.unlock()
 
 
-def open_corpora(config: Config) -> dict[Corpus, float]:
-    """The prepared corpora of a configuration with their weights, every shard verified."""
-    wanted = config.data.corpus
-    weights = wanted if isinstance(wanted, dict) else {wanted: 1.0}
-    corpora = {}
-    for name, weight in weights.items():
-        folder = Path(name)
-        if not (folder / "corpus.json").is_file():
-            folder = prepared(name, config.data.tokenizer)
-        corpus = open_corpus(folder)
-        verify(corpus)
-        corpora[corpus] = weight
-    return corpora
+def open_mixture(config: Config) -> Mixture:
+    """The prepared corpora of a configuration, every shard verified, and how they are mixed.
+
+    Raises UserError for a source that is none, two that are the same, and a phase that the run never reaches.
+    """
+    data = config.data
+    wanted = [(0, data.corpus), *((phase.after, phase.corpus) for phase in data.phases)]
+    end = config.total_steps * config.train.global_batch * data.seq_len
+    if wanted[-1][0] >= end:
+        raise UserError(
+            f"data.phases has one after {wanted[-1][0]:,} tokens, and the run ends after {end:,}: train longer "
+            "(train.tokens), begin it earlier, or leave it out"
+        )
+    named = list(dict.fromkeys(name for _, corpus in wanted for name in ([corpus] if isinstance(corpus, str) else corpus)))
+    opened = {name: opened_corpus(name, data.tokenizer) for name in named}
+    for name, corpus in opened.items():
+        if (first := next(other for other in named if opened[other] == corpus)) != name:
+            raise UserError(f"the mixture's {first} and {name} hold the same corpus: leave one out")
+    phases = tuple(Phase(after, _weights(corpus, opened, data.temperature)) for after, corpus in wanted)
+    return Mixture(dict(zip(_labels(named), opened.values(), strict=True)), phases)
+
+
+def opened_corpus(name: str, tokenizer: str) -> Corpus:
+    """The corpus of that name, prepared first where it is text, verified."""
+    folder = Path(name)
+    if not (folder / "corpus.json").is_file():
+        folder = prepared(name, tokenizer)
+    corpus = open_corpus(folder)
+    verify(corpus)
+    return corpus
+
+
+def _weights(
+    wanted: str | list[str] | dict[str, float], opened: dict[str, Corpus], temperature: float
+) -> dict[Corpus, float]:
+    if isinstance(wanted, str):
+        return {opened[wanted]: 1.0}
+    if isinstance(wanted, list):
+        corpora = [opened[name] for name in wanted]
+        return dict(zip(corpora, by_size(corpora, temperature), strict=True))
+    total = sum(wanted.values())
+    return {opened[name]: weight / total for name, weight in wanted.items()}
+
+
+def _labels(names: list[str]) -> list[str]:
+    """What the sources are called in metrics and reports: the folder's own name where that tells them apart."""
+    short = [Path(name).name or name for name in names]
+    return short if len(set(short)) == len(short) else names
 
 
 def prepared(source: str, tokenizer: str) -> Path:

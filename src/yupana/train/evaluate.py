@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,34 @@ class Evaluation:
     def bits_per_byte(self) -> float:
         """Bits a byte of the text: comparable across tokenizers."""
         return self.nats / math.log(2) / max(self.bytes, 1)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """An evaluation of each source, and all of them together by the tokens that the run takes from each."""
+
+    by_source: Mapping[str, Evaluation]
+    weights: Mapping[str, float]
+    """Of any sum."""
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self._mean({name: found.loss for name, found in self.by_source.items()})
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits a byte of the text."""
+        read = self._mean({name: found.bytes / found.tokens for name, found in self.by_source.items()})
+        return self.loss / math.log(2) / max(read, 1e-9)
+
+    @property
+    def tokens(self) -> int:
+        """Held-out tokens of all sources."""
+        return sum(found.tokens for found in self.by_source.values())
+
+    def _mean(self, values: Mapping[str, float]) -> float:
+        return sum(self.weights[name] * value for name, value in values.items()) / sum(self.weights.values())
 
 
 def evaluate(

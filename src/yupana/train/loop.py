@@ -12,10 +12,10 @@ from torch import Tensor
 
 from yupana.config import Config
 from yupana.corpus.batches import Batch, validation_batches
-from yupana.corpus.shards import Corpus
+from yupana.corpus.mixture import Mixture
 from yupana.run import RunDirectory
 from yupana.train import checkpoint
-from yupana.train.evaluate import Evaluation, evaluate
+from yupana.train.evaluate import HeldOut, evaluate
 from yupana.train.health import Health
 from yupana.train.interrupt import Interrupted, Interruption
 from yupana.train.loss import IGNORED
@@ -29,12 +29,12 @@ from yupana.train.trackers import Trackers
 MicroBatch = tuple[Tensor, Tensor, Tensor | None]  # tokens, targets and document ids, each [batch, seq]
 
 
-def train(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, resume: bool) -> dict[str, Any]:
+def train(config: Config, run: RunDirectory, mixture: Mixture, *, resume: bool) -> dict[str, Any]:
     """Train `config` in `run` (locked by the caller) and return the last line of metrics, with the validation loss.
 
     Raises UserError for input that does not fit, for a loss that is not finite, and Interrupted for a signal.
     """
-    session = prepare(config, run, corpora, resume=resume)
+    session = prepare(config, run, mixture, resume=resume)
     with (
         Interruption() as interruption,
         Progress(session) as progress,
@@ -117,17 +117,20 @@ def autocast(session: Session) -> AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def held_out_loss(session: Session) -> Evaluation:
-    """The loss on the first windows of the held-out documents."""
-    config = session.config
-    batches = validation_batches(
-        session.corpus, config.data.seq_len, session.micro_batch, config.log.eval_tokens, packing=config.data.packing
-    )
-    with autocast(session):
-        return evaluate(session.model, batches, session.corpus.token_bytes, session.micro_batch, session.device)
+def held_out_loss(session: Session) -> HeldOut:
+    """The loss on the first windows of each source's held-out documents; log.eval_tokens in all."""
+    config, rows = session.config, session.micro_batch
+    tokens = config.log.eval_tokens // len(session.mixture.sources)
+    found = {}
+    for name, corpus in session.mixture.sources.items():
+        batches = validation_batches(corpus, config.data.seq_len, rows, tokens, packing=config.data.packing)
+        with autocast(session):
+            found[name] = evaluate(session.model, batches, corpus.token_bytes, rows, session.device)
+    end = config.total_steps * config.train.global_batch * config.data.seq_len
+    return HeldOut(found, session.mixture.shares(end))
 
 
-def save(session: Session, step: int, validation: Evaluation | None, seconds: float) -> None:
+def save(session: Session, step: int, validation: HeldOut | None, seconds: float) -> None:
     """Save checkpoint `step` and drop those no longer kept."""
     tensors = checkpoint.model_tensors(session.model) | session.optimizer.state()
     about = {
@@ -136,7 +139,7 @@ def save(session: Session, step: int, validation: Evaluation | None, seconds: fl
         "val_loss": validation.loss if validation else None,
         "precision": session.precision,
         **checkpoint.about_model(session.model),
-        **identity(session.config, session.corpora),
+        **identity(session.config, session.mixture),
     }
     checkpoint.save(session.run, step, tensors, about)
     checkpoint.prune(session.run, session.config.checkpoint.keep)

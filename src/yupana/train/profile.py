@@ -12,7 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from yupana.config import Config
-from yupana.corpus.shards import Corpus
+from yupana.corpus.mixture import Mixture
 from yupana.flops.waterfall import Event
 from yupana.run import RunDirectory
 from yupana.train.loop import forward_backward, read_batch
@@ -37,12 +37,12 @@ class Profile:
     session: Session
 
 
-def profile_steps(config: Config, corpora: dict[Corpus, float], steps: int) -> Profile:
+def profile_steps(config: Config, mixture: Mixture, steps: int) -> Profile:
     """Take a few steps of `config`, timed, and as many under the profiler; nothing is kept of the training itself."""
     # Compiled CPU kernels are told apart only if they are made to say when they begin and end.
     torch._inductor.config.cpp.enable_kernel_profile = True
     with tempfile.TemporaryDirectory() as folder:
-        session = prepare(config, RunDirectory(Path(folder)), corpora, resume=False)
+        session = prepare(config, RunDirectory(Path(folder)), mixture, resume=False)
     for step in range(WARM_UP):
         take_step(session, step)
     plain = timed(session, steps)

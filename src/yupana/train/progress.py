@@ -66,7 +66,8 @@ class Progress:
         self.validation = f"val {metrics['val_loss']:.3f}"
         self.console.print(
             f"step {metrics['step']:>6,}  validation loss {metrics['val_loss']:.4f} nats/token, "
-            f"{metrics['val_bpb']:.4f} bits/byte",
+            f"{metrics['val_bpb']:.4f} bits/byte"
+            + "".join(f", {name} {found['val_loss']:.4f}" for name, found in metrics.get("val_by_source", {}).items()),
             highlight=False,
         )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from yupana.errors import UserError
 from yupana.flops import count
 from yupana.train import checkpoint
-from yupana.train.evaluate import Evaluation
+from yupana.train.evaluate import HeldOut
 from yupana.train.health import Figures
 from yupana.train.progress import Progress
 from yupana.train.session import Session
@@ -88,7 +88,7 @@ class Recorder:
             )
         self.mark, self.marked_step = now, step
 
-    def evaluated(self, step: int, validation: Evaluation) -> Evaluation:
+    def evaluated(self, step: int, validation: HeldOut) -> HeldOut:
         """Held-out text was evaluated; the time it took is not a step's."""
         self.validation = {
             "step": step,
@@ -98,8 +98,14 @@ class Recorder:
             "val_tokens": validation.tokens,
             "seconds": self.seconds,
         }
-        self.session.run.log(self.validation)
         self.trackers.log(self.validation)
+        if len(validation.by_source) > 1:
+            self.validation["val_by_source"] = {
+                name: {"val_loss": found.loss, "val_bpb": found.bits_per_byte, "val_tokens": found.tokens}
+                for name, found in validation.by_source.items()
+            }
+            self.trackers.log({"step": step, **{f"val_loss/{n}": e.loss for n, e in validation.by_source.items()}})
+        self.session.run.log(self.validation)
         self.progress.evaluated(self.validation)
         self.paused(step)
         return validation

@@ -15,6 +15,8 @@ import yupana
 from yupana import config as settings
 from yupana.config import Config
 from yupana.corpus.batches import Batches
+from yupana.corpus.mixture import Mixture
+from yupana.corpus.sequences import BestFit
 from yupana.corpus.shards import Corpus
 from yupana.errors import UserError
 from yupana.files import write_atomically, write_json
@@ -30,6 +32,7 @@ MUST_MATCH = {
     "shape": "architecture (model)",
     "dtype": "precision (train.precision)",
     "corpus": "corpus (data.corpus)",
+    "phases": "phases of the mixture (data.phases)",
     "tokenizer": "tokenizer",
     "seq_len": "sequence length (data.seq_len)",
     "global_batch": "batch (train.global_batch)",
@@ -44,7 +47,7 @@ class Session:
 
     config: Config
     run: RunDirectory
-    corpora: dict[Corpus, float]
+    mixture: Mixture
     device: str
     precision: str
     compiled: str
@@ -64,20 +67,28 @@ class Session:
 
     @property
     def corpus(self) -> Corpus:
-        """The corpus that validation reads: the heaviest of the mixture."""
-        return max(self.corpora, key=lambda corpus: self.corpora[corpus])
+        """The first of the mixture: all have the same tokenizer."""
+        return next(iter(self.mixture.sources.values()))
+
+    @property
+    def planned(self) -> dict[str, int]:
+        """Tokens that each source gives to the whole run."""
+        config = self.config
+        return self.mixture.planned(
+            config.total_steps, config.data.seq_len, config.train.global_batch, config.data.seed
+        )
 
 
-def prepare(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, resume: bool) -> Session:
+def prepare(config: Config, run: RunDirectory, mixture: Mixture, *, resume: bool) -> Session:
     """Check that everything fits, build the model, and load the last good checkpoint when resuming."""
     device = choose_device(config.train.device)
-    fits(config, corpora)
+    fits(config, mixture)
     precision = choose_precision(config.train.precision, device)
     peaks = hardware.peaks(device, {"fp32": "float32", "tf32": "tf32"}.get(precision, "bfloat16"))
     host.make_deterministic(device)
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     batches = Batches(
-        corpora,
+        mixture.phases,
         seq_len=config.data.seq_len,
         global_batch=config.train.global_batch,
         seed=config.data.seed,
@@ -91,7 +102,7 @@ def prepare(config: Config, run: RunDirectory, corpora: dict[Corpus, float], *, 
     session = Session(
         config,
         run,
-        corpora,
+        mixture,
         device,
         precision,
         compiled,
@@ -152,7 +163,7 @@ def restore(session: Session) -> None:
 
 def same_run(session: Session, about: dict[str, Any]) -> None:
     """Raise UserError when the checkpoint belongs to another model or another order of data than this session's."""
-    now = {**identity(session.config, session.corpora), **checkpoint.about_model(session.model)}
+    now = {**identity(session.config, session.mixture), **checkpoint.about_model(session.model)}
     if about.get("imported"):
         now.pop("dtype")
     for key, what in MUST_MATCH.items():
@@ -163,11 +174,13 @@ def same_run(session: Session, about: dict[str, Any]) -> None:
             )
 
 
-def identity(config: Config, corpora: dict[Corpus, float]) -> dict[str, Any]:
+def identity(config: Config, mixture: Mixture) -> dict[str, Any]:
     """What must not change between a run's beginning and its end: which tokens make which batch."""
+    phases = [(p.after, {c.hash: weight for c, weight in p.weights.items() if weight}) for p in mixture.phases]
     return {
-        "corpus": {corpus.hash: weight for corpus, weight in corpora.items()},
-        "tokenizer": next(iter(corpora)).tokenizer_hash,
+        "corpus": phases[0][1],
+        "phases": [{"after": after, "corpus": weights} for after, weights in phases[1:]],
+        "tokenizer": next(iter(mixture.sources.values())).tokenizer_hash,
         "seq_len": config.data.seq_len,
         "global_batch": config.train.global_batch,
         "data_seed": config.data.seed,
@@ -175,9 +188,9 @@ def identity(config: Config, corpora: dict[Corpus, float]) -> dict[str, Any]:
     }
 
 
-def fits(config: Config, corpora: dict[Corpus, float]) -> None:
+def fits(config: Config, mixture: Mixture) -> None:
     """Raise UserError when the vocabulary is smaller than the tokenizer's."""
-    for corpus in corpora:
+    for corpus in mixture.sources.values():
         if config.model.vocab_size < corpus.vocab_size:
             raise UserError(
                 f"model.vocab_size ({config.model.vocab_size}) is smaller than the tokenizer's of {corpus.path} "
@@ -226,11 +239,30 @@ def environment(session: Session) -> dict[str, Any]:
         "flops_per_token": count.flops_per_token(session.config.model, session.config.data.seq_len),
         "bos_id": session.corpus.bos_id,
         "eos_id": session.corpus.eos_id,
-        "corpora": [
-            {"path": str(c.path), "hash": c.hash, "tokenizer_hash": c.tokenizer_hash, "weight": w}
-            for c, w in session.corpora.items()
-        ],
+        "corpora": sources(session),
     }
+
+
+def sources(session: Session) -> list[dict[str, Any]]:
+    """What env.json says of each source: which corpus it is, its share, and how often the run goes through it."""
+    packed = {c: s for c, s in zip(session.batches.corpora, session.batches.sources, strict=True)}
+    planned, found = session.planned, []
+    for name, corpus in session.mixture.sources.items():
+        unique = corpus.info["splits"]["train"]["tokens"]
+        about = {
+            "name": name,
+            "path": str(corpus.path),
+            "hash": corpus.hash,
+            "tokenizer_hash": corpus.tokenizer_hash,
+            "weight": session.mixture.phases[0].weights.get(corpus, 0.0),
+            "unique_tokens": unique,
+            "planned_tokens": planned[name],
+            "epochs": planned[name] / max(1, unique),
+        }
+        if isinstance(how := packed.get(corpus), BestFit):
+            about |= {"padding": how.padding, "cut": how.cut}
+        found.append(about)
+    return found
 
 
 def _short(value: Any, other: Any) -> str:
