@@ -32,7 +32,8 @@ def test_every_name_is_there_and_no_other():
 def test_settings_are_those_of_the_command_line():
     from yupana import config
 
-    changed = package.settings("7m", changes={"optim.lr": 1e-3, "optim.betas": [0.9, 0.99], "data.corpus": "x", "log.wandb": True})
+    changes = {"optim.lr": 1e-3, "optim.betas": [0.9, 0.99], "data.corpus": "x", "log.wandb": True}
+    changed = package.settings("7m", changes=changes)
     assert changed == config.load(
         "7m", overrides=["--optim.lr=1e-3", "--optim.betas=[0.9,0.99]", "--data.corpus=x", "--log.wandb=true"]
     )
@@ -48,7 +49,8 @@ def test_count_is_the_commands(yupana):
 
 
 def test_plan_is_the_commands(yupana):
-    told = json.loads(yupana("scaling", "plan", "--hardware", "a40", "--count", 2, "--hours", 3, "--mfu", "0.4", "--json").stdout)
+    call = ["scaling", "plan", "--hardware", "a40", "--count", 2, "--hours", 3, "--mfu", "0.4", "--json"]
+    told = json.loads(yupana(*call).stdout)
     assert json.loads(json.dumps(package.plan(hardware="a40", count=2, hours=3, mfu=0.4))) == told
     with pytest.raises(UserError, match=r"plan has no option 'hour' \(did you mean 'hours'\?\)"):
         package.plan(hardware="a40", hour=3)
@@ -113,4 +115,5 @@ def test_examples_run_from_an_empty_folder(names, tmp_path):
 
 
 def test_every_example_is_tested():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"train_and_look", "tune", "steps", "scaling", "trainer_callback"}
+    found = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert found == {"train_and_look", "tune", "steps", "scaling", "trainer_callback"}

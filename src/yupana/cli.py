@@ -6,11 +6,11 @@ import argparse
 import sys
 
 from yupana import __version__
-from yupana.commands import anatomy, corpus, doctor, evaluate, flops, hub, runs, scaling, train, tune
+from yupana.commands import anatomy, completion, corpus, doctor, evaluate, flops, hub, runs, scaling, train, tune
 from yupana.commands.shared import Parser
 from yupana.errors import UserError
 
-COMMANDS = (train, tune, evaluate, runs, hub, corpus, flops, scaling, anatomy, doctor)  # in the order of --help
+COMMANDS = (train, tune, evaluate, runs, hub, corpus, flops, scaling, anatomy, doctor, completion)  # in the order of --help
 
 EXAMPLES = """examples:
   yupana train 7m --run runs/demo                    train the demo on the Python library's own source

@@ -289,7 +289,8 @@ def _parsed(tree: type[Tree], arguments: list[str]) -> Tree:
         raise
     except Exception as error:  # jsonargparse wraps every failure in its own words; retell them in ours
         raise UserError(_retell(tree, error)) from error
-    return tree(**{section.name: getattr(parsed, section.name) for section in dataclasses.fields(tree)})  # type: ignore[arg-type]
+    sections = dataclasses.fields(tree)  # type: ignore[arg-type]
+    return tree(**{section.name: getattr(parsed, section.name) for section in sections})
 
 
 def _checked_file(tree: Any, path: Path) -> str:

@@ -78,8 +78,10 @@ def _works() -> list[Check]:
     checks = [_tried(name, lambda p=precision: _matmul(device, p)) for name, precision in (
         ("fp32 products", torch.float32), ("bf16 products", torch.bfloat16),
     )]  # fmt: skip
-    float8 = "needs a GPU from Ada or Hopper on"
-    checks.append(_tried("float8 products", lambda: _float8(device)) if _has_float8() else _check("float8 products", None, float8))
+    if _has_float8():
+        checks.append(_tried("float8 products", lambda: _float8(device)))
+    else:
+        checks.append(_check("float8 products", None, "needs a GPU from Ada or Hopper on"))
     checks.append(_tried("torch.compile", lambda: _compile(device)))
     backends = torch.nn.attention.SDPBackend
     for name, backend in (

@@ -17,6 +17,7 @@ from yupana.files import sha256_of
 PATTERN = re.compile(r"[\w.-]+/[\w.-]+")
 RECORDS = ("run.yaml", "metrics.jsonl", "report.png")
 """What goes beside the model. env.json and report.html stay here: they describe this machine."""
+FETCHED = ["*.json", "*.jsonl", "*.safetensors", "*.jinja", "*.yaml", "*.md"]  # no pickles
 
 
 def push(
@@ -48,9 +49,7 @@ def pull(repository: str, out: Path) -> dict[str, Any]:
         raise UserError(f"'{repository}' is no repository: write NAME/MODEL, such as HuggingFaceTB/SmolLM2-135M")
     hub = _library()
     with _plain_errors(repository):
-        hub.snapshot_download(
-            repository, local_dir=str(out), allow_patterns=["*.json", "*.jsonl", "*.safetensors", "*.jinja", "*.yaml", "*.md"]
-        )
+        hub.snapshot_download(repository, local_dir=str(out), allow_patterns=FETCHED)
     files = [path for path in sorted(out.iterdir()) if path.is_file()]
     return {"path": str(out), "files": [path.name for path in files], "bytes": sum(path.stat().st_size for path in files)}
 

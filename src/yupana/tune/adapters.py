@@ -70,7 +70,8 @@ def check_adapter(model: Any, folder: Path, base: str) -> None:
     made_for = json.loads((folder / BASE).read_text()) if (folder / BASE).is_file() else None
     if made_for is not None and made_for["fingerprint"] != fingerprint(model):
         raise UserError(
-            f"the adapter {folder} is of another base: it was made for {made_for['base']}, whose weights are not those of {base}"
+            f"the adapter {folder} is of another base: it was made for {made_for['base']}, whose weights are not those of "
+            f"{base}"
         )
 
 

@@ -46,6 +46,7 @@ def begin(
     data = read_data(config, tokenizer)
     device, precision = choose(config)
     model = open_model(config.model.base, device, precision)
+    check_fits(config, model, tokenizer)
     mark = fingerprint(model)
     torch.manual_seed(config.train.seed)
     if config.model.adapter:
@@ -114,6 +115,16 @@ def open_model(base: str, device: str, precision: str) -> Any:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     with plain_errors(base):
         return AutoModelForCausalLM.from_pretrained(base, dtype=dtype).to(device)
+
+
+def check_fits(config: Tuning, model: Any, tokenizer: Any) -> None:
+    """Raise UserError where the base has too short a context, or too few embeddings for its tokenizer."""
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest and config.data.seq_len > longest:
+        raise UserError(f"data.seq_len ({config.data.seq_len}) is longer than the base's context ({longest} tokens)")
+    embeddings = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > embeddings:
+        raise UserError(f"the base's tokenizer has {len(tokenizer)} tokens, but the model has embeddings for {embeddings}")
 
 
 @contextlib.contextmanager
@@ -220,7 +231,8 @@ def write_results(
 def _ends_of_answers(tokenizer: Any, data: Data) -> list[int]:
     """The tokens at which generation stops: the end of a text, and what ends an answer in the template."""
     last = {[label for label in tokens.labels if label != IGNORED][-1] for tokens in data.train}
-    return sorted({tokenizer.eos_token_id} | (last & set(tokenizer.all_special_ids)))
+    specials = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return sorted({tokenizer.eos_token_id} | (last & specials))
 
 
 def _stored_dtype(base: str) -> torch.dtype:

@@ -85,7 +85,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): conversations are one JSON object a line") from error
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): write one JSON object a line") from error
     found = 0
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"

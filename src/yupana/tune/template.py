@@ -106,6 +106,6 @@ def refuse_specials(tokenizer: Any, conversation: Conversation) -> None:
         found = next((token for token in specials if token in message["content"]), None)
         if found is not None:
             raise UserError(
-                f"{conversation.where}: messages[{i}].content spells out the special token {found}, which would end or begin "
-                "a message: take it out of the text"
+                f"{conversation.where}: messages[{i}].content spells out the special token {found}, which would end or "
+                "begin a message: take it out of the text"
             )

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from yupana.corpus.tokenizers import token_bytes
+from yupana.errors import UserError
 from yupana.run import RunDirectory
 from yupana.train.trackers import Trackers
 from yupana.tune.callback import YupanaCallback
@@ -45,6 +46,7 @@ def build(
         "warmup_steps": config.optim.warmup_share,  # below 1 it is a share
         "logging_steps": config.log.every,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would show the mean of the losses before in place of one that is not finite
         "eval_strategy": "steps",
         "eval_steps": config.log.eval_every,
         "eval_on_start": True,
@@ -142,6 +144,8 @@ class RunRecorder(TrainerCallback):
         """Write a line of training or of evaluation; the summary at the end is neither."""
         if not logs or not ("loss" in logs or "eval_loss" in logs):
             return
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise UserError(f"step {state.global_step}: the loss is not finite ({logs['loss']}): lower optim.lr")
         line = {"step": state.global_step, "tokens": self.before["tokens"] + self.counted.tokens}
         for name, value in logs.items():
             if name not in self.LEFT_OUT:
