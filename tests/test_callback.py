@@ -1,5 +1,6 @@
 """YupanaCallback on a real transformers Trainer: its FLOPs against yupana's count and torch's own counter of products."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ pytest.importorskip("accelerate")
 from yupana.flops import count  # noqa: E402
 from yupana.model.huggingface_config import shape_from_config  # noqa: E402
 from yupana.tune import callback as module  # noqa: E402
+from yupana.tune import counting  # noqa: E402
 from yupana.tune.callback import YupanaCallback  # noqa: E402
 
 SEQ = 24
@@ -34,13 +36,13 @@ def rows(number, length=SEQ):
     return [{"input_ids": row, "labels": row} for row in ids]
 
 
-def trained(model, data, folder, *, collator=None, evaluation=None, wrap=None, **settings):
+def trained(model, data, folder, *, collator=None, evaluation=None, wrap=None, explain=None, **settings):
     """Train with the callback; returns it and the trainer."""
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), use_cpu=True, report_to=[], logging_steps=1, save_strategy="no", disable_tqdm=True,
         **{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 3, **settings},
     )  # fmt: skip
-    callback = YupanaCallback(peak=PEAK)
+    callback = YupanaCallback(peak=PEAK, explain=explain)
     trainer = transformers.Trainer(
         model, arguments, train_dataset=data, eval_dataset=evaluation, data_collator=collator, callbacks=[callback]
     )
@@ -137,8 +139,8 @@ def test_padding_is_no_token(model, tmp_path, monkeypatch):
 def test_packed_documents_attend_within_themselves():
     positions = torch.tensor([[0, 1, 2, 0, 1, 0, 1, 2, 3, 4]])
     labelled = torch.tensor(6)
-    assert module.tokens_of([module.Batch(1, 10, None, positions, labelled)]) == ([3, 2, 5], 10, 6)
-    assert module.tokens_of([module.Batch(2, 5, None, torch.arange(5)[None])]) == ([5, 5], 10, 10)
+    assert counting.tokens_of([counting.Batch(1, 10, None, positions, labelled)]) == ([3, 2, 5], 10, 6)
+    assert counting.tokens_of([counting.Batch(2, 5, None, torch.arange(5)[None])]) == ([5, 5], 10, 10)
 
 
 def test_recomputation_counts_for_nothing(model, tmp_path, monkeypatch):
@@ -174,3 +176,23 @@ def test_trackers_see_the_figures_when_it_is_added_first(model, tmp_path):
     trained(model, rows(4), tmp_path, max_steps=1, wrap=rewire)
     assert seen[0]["mfu"] > 0
     assert "mfu" not in seen[-1]  # the summary at the end is no step
+
+
+def test_a_step_is_explained_and_its_parts_sum_up(model, tmp_path):
+    callback, _ = trained(model, rows(16), tmp_path, max_steps=4, explain=3)
+    found = json.loads((tmp_path / "waterfall.json").read_text())
+    assert found == json.loads(json.dumps(callback.waterfall))
+    assert sum(part["share"] for part in found["parts"]) == pytest.approx(1)
+    assert sum(part["lost_share"] for part in found["parts"]) + found["mfu"]["exact"] == pytest.approx(1)
+    products = {(row["m"], row["k"], row["n"]): row["count"] for row in found["products"]}
+    assert products[2 * SEQ, 32, 97] == 2  # the head, forward: two micro-batches
+    flops = 4 * SEQ * count.flops_per_token(shape_from_config(model.config.to_dict()), SEQ)["palm"]
+    assert found["mfu"]["palm"] == pytest.approx(flops / found["step_seconds"] / found["peak"])
+
+
+def test_what_cannot_be_explained_is_said(model, tmp_path, capsys):
+    model.model.embed_tokens.weight.requires_grad_(False)
+    callback, _ = trained(model, rows(16), tmp_path, max_steps=3, explain=2)
+    assert callback.waterfall == {}
+    assert "no waterfall, because it needs all weights trained" in capsys.readouterr().err
+    assert len(callback.history) == 3

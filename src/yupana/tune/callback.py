@@ -5,34 +5,24 @@ It imports `transformers` at its top, which other files do not: the callback has
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback
 
+from yupana.errors import UserError
+from yupana.files import write_json
 from yupana.flops import count, hardware
 from yupana.flops.tuned import Products, flops_of_sequences, weight_flops
 from yupana.train.loss import IGNORED
 from yupana.train.recorder import memory_bytes
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A forward pass: its sizes, and what is still on the device and read only when a line is due."""
-
-    rows: int
-    columns: int
-    lengths: Tensor | None = None
-    """Tokens a row that are no padding, int [rows]; None where the batch has no attention mask."""
-    positions: Tensor | None = None
-    """position_ids, int [1 or rows, columns]; None where the batch has none."""
-    labelled: Tensor | None = None
-    """Tokens that have a label, int []; None where the batch has no labels: all of them."""
+from yupana.tune.counting import Batch, attention_width, dtype_of_products, matrix_products, tokens_of
+from yupana.tune.step_profile import StepProfile
 
 
 class YupanaCallback(TrainerCallback):
@@ -52,17 +42,22 @@ class YupanaCallback(TrainerCallback):
     tracker that reports before this callback is called (wandb, TensorBoard) misses them:
     `YupanaCallback.add_to(trainer)` puts it first.
 
+    `explain=20` takes step 20 under the profiler and writes `waterfall.json` into the output folder: where the MFU that
+    is missing went, part by part (a Llama whose weights are all trained, in batches without padding).
+
     It never stops a training: what it cannot count (a mixture of experts, a model without a known attention) it says
     once, and leaves MFU out.
     """
 
-    def __init__(self, peak: float | None = None) -> None:
-        """`peak` in FLOP/s of one device replaces the data sheet's (or the measured) peak."""
-        self.peak = peak
+    def __init__(self, peak: float | None = None, explain: int | None = None) -> None:
+        """`peak` in FLOP/s of one device replaces the data sheet's (or the measured) peak; `explain` is a step from 2 on."""
+        self.peak, self.explain = peak, explain
+        self.waterfall: dict[str, Any] = {}
         self.history: list[dict[str, float]] = []
         self.tokens = 0
         self.flops = {"palm": 0, "exact": 0}
         self._batches: list[Batch] = []
+        self._batches_before = 0
         self._seconds = 0.0
         self._mark: float | None = None
         self._linears: dict[str, tuple[nn.Module, int]] = {}
@@ -73,11 +68,12 @@ class YupanaCallback(TrainerCallback):
         self._attention_width: int | None = None
         self._peaks: hardware.Peaks | None = None
         self._cuda = False
+        self._profile: StepProfile | None = None
 
     @classmethod
-    def add_to(cls, trainer: Any, peak: float | None = None) -> YupanaCallback:
+    def add_to(cls, trainer: Any, peak: float | None = None, explain: int | None = None) -> YupanaCallback:
         """Add the callback before every tracker, so that their pages show its figures too; returns it."""
-        callback = cls(peak)
+        callback = cls(peak, explain)
         trainer.callback_handler.callbacks.insert(1, callback)  # 0 decides what a step logs, and has to come first
         return callback
 
@@ -106,11 +102,20 @@ class YupanaCallback(TrainerCallback):
         """The clock starts with the first step."""
         if self._mark is None:
             self._mark = time.perf_counter()
+        if self.explain is not None and state.global_step + 1 in (self.explain - 1, self.explain):
+            self._profile = self._profile or StepProfile(self._cuda)
+            self._batches_before = len(self._batches)
+            self._profile.begin(profiled=state.global_step + 1 == self.explain)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """A step was taken; where something follows that is no step, wait for its end."""
         if self._products is None:
             self._count_products()
+        if self._profile is not None:
+            seconds = self._profile.end()
+            if state.global_step == self.explain:
+                self._explain_step(seconds, model, Path(args.output_dir))
+                self._profile = None
         if control.should_log or control.should_evaluate or control.should_save:
             self._stop_clock()
 
@@ -156,6 +161,23 @@ class YupanaCallback(TrainerCallback):
         if tokens < computed:
             figures["padding_share"] = 1 - tokens / computed
         return figures
+
+    def _explain_step(self, seconds: float, model: Any, folder: Path) -> None:
+        assert self._profile is not None
+        batches = self._batches[self._batches_before :]
+        lengths, computed, _ = tokens_of(batches)
+        alike = len({(batch.rows, batch.columns) for batch in batches}) == 1 and set(lengths) == {batches[0].columns}
+        trained = all(parameter.requires_grad for parameter in model.parameters())
+        try:
+            if self._peaks is None or not (alike and trained and sum(lengths) == computed):
+                raise UserError("it needs all weights trained, and sequences of one length")
+            rows = sum(batch.rows for batch in batches)
+            peaks = self._peaks if self.peak is None else replace(self._peaks, data_sheet=self.peak, source="as given")
+            self.waterfall = self._profile.waterfall(seconds, model, rows, batches[0].columns, peaks)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "waterfall.json", self.waterfall)
+        except UserError as error:
+            print(f"YupanaCallback: no waterfall, because {error}", file=sys.stderr)
 
     def _memory(self) -> int:
         return memory_bytes("cuda" if self._cuda else "cpu")
@@ -213,62 +235,6 @@ class YupanaCallback(TrainerCallback):
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-
-
-def matrix_products(model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
-    """The modules that multiply by a matrix, by name, each with its number of weights.
-
-    The output head is one of them, tied or not; embeddings are looked up, not multiplied.
-    """
-    found = {}
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(module, nn.Embedding) or not isinstance(weight, Tensor):
-            continue
-        if "original_module" in name:  # PEFT keeps it beside the copy that it trains, and does not run it
-            continue
-        if hasattr(module, "in_features") and hasattr(module, "out_features") and not hasattr(module, "base_layer"):
-            found[name] = (module, module.in_features * module.out_features)  # also where it is stored quantised
-        elif type(module).__name__ == "Conv1D":  # GPT-2's linear layer
-            found[name] = (module, weight.numel())
-    return found
-
-
-def attention_width(config: Any) -> int:
-    """n_layers times the width of all query heads. Raises ValueError for a model whose FLOPs are not known here."""
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    experts = [name for name in ("num_experts", "num_local_experts", "n_routed_experts") if getattr(config, name, None)]
-    if experts:
-        raise ValueError(f"a mixture of experts ({experts[0]}) does not use all its weights for every token")
-    layers, heads = config.num_hidden_layers, config.num_attention_heads
-    return layers * heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-
-
-def dtype_of_products(args: Any, model: nn.Module) -> str:
-    """The dtype whose peak counts: that of autocast, else of the weights."""
-    weights = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    if getattr(args, "bf16", False) or weights in (torch.bfloat16, torch.float16) or getattr(args, "fp16", False):
-        return "bfloat16"  # data sheets give fp16 and bf16 the same rate
-    device = next(model.parameters()).device.type
-    return "tf32" if device == "cuda" and torch.backends.cuda.matmul.allow_tf32 else "float32"
-
-
-def tokens_of(batches: list[Batch]) -> tuple[list[int], int, int]:
-    """Tokens of every sequence in these batches (padding left out), all tokens with padding, and labelled tokens."""
-    lengths: list[int] = []
-    computed = labelled = 0
-    for batch in batches:
-        tokens = batch.rows * batch.columns
-        computed += tokens
-        if batch.lengths is not None:
-            lengths += [int(n) for n in batch.lengths.tolist()]
-        elif batch.positions is not None:  # packed: a new sequence wherever the position is 0 again
-            starts = (batch.positions.expand(batch.rows, -1).flatten() == 0).nonzero().flatten().tolist()
-            lengths += [end - start for start, end in itertools.pairwise([*starts, tokens])]
-        else:
-            lengths += [batch.columns] * batch.rows
-        labelled += tokens if batch.labelled is None else int(batch.labelled)
-    return lengths, computed, labelled
 
 
 def _outside_compilation(hook: Any) -> Any:
