@@ -1,6 +1,7 @@
 """`import yupana`: free of cost, and the same answers as the commands."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,8 +106,9 @@ def test_examples_run_from_an_empty_folder(names, tmp_path):
     for name in names:
         if name in needs:
             pytest.importorskip(needs[name])
+        env = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
         done = subprocess.run(
-            [sys.executable, EXAMPLES / f"{name}.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+            [sys.executable, EXAMPLES / f"{name}.py"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr[-2000:]
         shown = done.stdout

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import yupana as package
 from yupana.cli import EXAMPLES, parser
 from yupana.config import settings
 from yupana.tune.config import Tuning
@@ -36,7 +37,7 @@ def commands():
             yield pytest.param(words[1:], id=f"{where}: {' '.join(words[1:])[:60]}")
 
 
-@pytest.mark.parametrize("words", commands())
+@pytest.mark.parametrize("words", list(commands()))
 def test_a_documented_command_exists_with_its_options(words):
     arguments, rest = parser().parse_known_args(words)
     known = {key for key, _, _ in settings(*([Tuning] if arguments.command == "tune" else []))}
@@ -63,7 +64,7 @@ def test_the_walk_runs_from_top_to_bottom(tmp_path):
     for name, call in (("yupana", f'exec {sys.executable} -m yupana "$@"'), ("python", f'exec {sys.executable} "$@"')):
         (place / name).write_text(f"#!/bin/sh\n{call}\n")
         (place / name).chmod(0o755)
-    env = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}"}
+    env = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}", "PYTHONPATH": str(Path(package.__file__).parents[1])}
     shown = []
     for language, text in blocks(ROOT / "docs" / "walk.md", ("sh", "python")):
         command = ["bash", "-e", "-c", text] if language == "sh" else [sys.executable, "-c", text]

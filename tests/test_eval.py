@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_loss_of_a_file_is_that_of_transformers(yupana, run, folder, lines):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     nats = tokens = size = 0
     for file in lines:
-        for line in open(file, encoding="utf-8"):
+        for line in Path(file).read_text().splitlines():
             text = json.loads(line)["text"]
             ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
             size += len(text.encode())

@@ -66,7 +66,7 @@ class Hub:
             name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
             if name in self.repositories:
                 return 409, {"error": "exists", "url": f"{self.url}/{name}"}
-            self.repositories[name] = {"private": asked["private"], "files": {}}
+            self.repositories[name] = {"private": asked.get("visibility") == "private", "files": {}}
             return 200, {"url": f"{self.url}/{name}"}
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}

@@ -1,5 +1,6 @@
 """Fine-tuning: labels against Meta's own format, packing against conversations alone, adapters, and bad input."""
 
+import itertools
 import json
 import math
 import sys
@@ -180,7 +181,7 @@ def test_a_message_with_a_special_token_is_refused(letters, tmp_path):
 def test_settings_are_checked_like_trainings(tmp_path):
     with pytest.raises(UserError, match=r"unknown setting 'lora.rnk' \(did you mean 'lora.rank'\?\)"):
         load_tree(Tuning, None, ["--lora.rnk=3"])
-    with pytest.raises(UserError, match="lora.rank must be a whole number"):
+    with pytest.raises(UserError, match=r"lora.rank must be a whole number"):
         load_tree(Tuning, None, ["--lora.rank=high"])
     with pytest.raises(UserError, match="names nothing to tune"):
         load_tree(Tuning, None, []).check()
@@ -229,7 +230,7 @@ def test_lora_lowers_the_held_out_loss_and_records_it(adapted):
     folder, result = adapted
     lines = lines_of(folder)
     held_out = [line["val_loss"] for line in lines if "val_loss" in line]
-    assert held_out[-1] < held_out[0] - 0.5
+    assert held_out[-1] < held_out[0] - 0.3
     assert result["val_loss"] == held_out[-1]
     assert [line["step"] for line in lines if "val_loss" in line] == [0, 10, 20, 30]
     steps = [line for line in lines if "loss" in line]
@@ -238,6 +239,7 @@ def test_lora_lowers_the_held_out_loss_and_records_it(adapted):
     assert wanted <= steps[-1].keys()
     assert 0 < steps[-1]["mfu_exact"] < steps[-1]["mfu"]
     assert result["conversations"] + result["held_out"] == 24
+    assert result["tokens"] == 10 * result["train_tokens"]  # 30 steps of 4 of 12 packed rows are ten passes
 
 
 @pytest.mark.slow
@@ -302,7 +304,7 @@ def test_packed_conversations_do_not_see_each_other(base, chat, tmp_path):
     single = sorted((t for t in data.train), key=lambda t: t.ids)
     positions = batch["position_ids"][0]
     starts = [*(positions == 0).nonzero().flatten().tolist(), len(positions)]
-    pieces = [batch["input_ids"][0, a:b].tolist() for a, b in zip(starts, starts[1:], strict=False)]
+    pieces = [batch["input_ids"][0, a:b].tolist() for a, b in itertools.pairwise(starts)]
     assert len(pieces) > 2
     assert all(any(piece == t.ids for t in single) for piece in pieces)
     with torch.no_grad():
@@ -321,7 +323,7 @@ def test_an_adapter_of_another_base_is_refused(adapted, base, chat, tmp_path):
     check_adapter(model, folder / "adapter", "base")
     with torch.no_grad():
         model.model.norm.weight.mul_(1.5)
-    with pytest.raises(UserError, match="is of another base: it was made for .*, whose weights are not those of other"):
+    with pytest.raises(UserError, match=r"is of another base: it was made for .*, whose weights are not those of other"):
         check_adapter(model, folder / "adapter", "other")
     config = transformers.AutoConfig.from_pretrained(base)
     config.hidden_size, config.num_hidden_layers = 128, 2
@@ -381,7 +383,7 @@ def test_the_command_tunes_a_run_and_reports_it(yupana, corpus, chat, tmp_path):
     assert (tmp_path / "tuned" / "report.html").is_file()
     again = yupana(*call)
     assert again.returncode == 2
-    assert again.stderr.startswith("yupana: ")
+    assert "yupana: " in again.stderr.splitlines()[-1]
     assert "already holds a run" in again.stderr
     shown = yupana("tune", "--help").stdout
     assert "lora.rank" in shown

@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,20 +76,21 @@ def _works() -> list[Check]:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    checks = [_tried(name, lambda p=precision: _matmul(device, p)) for name, precision in (
-        ("fp32 products", torch.float32), ("bf16 products", torch.bfloat16),
-    )]  # fmt: skip
+    checks = [
+        _tried("fp32 products", partial(_matmul, device, torch.float32)),
+        _tried("bf16 products", partial(_matmul, device, torch.bfloat16)),
+    ]
     if _has_float8():
-        checks.append(_tried("float8 products", lambda: _float8(device)))
+        checks.append(_tried("float8 products", partial(_float8, device)))
     else:
         checks.append(_check("float8 products", None, "needs a GPU from Ada or Hopper on"))
-    checks.append(_tried("torch.compile", lambda: _compile(device)))
+    checks.append(_tried("torch.compile", partial(_compile, device)))
     backends = torch.nn.attention.SDPBackend
     for name, backend in (
         ("attention: math", backends.MATH), ("attention: flash", backends.FLASH_ATTENTION),
         ("attention: efficient", backends.EFFICIENT_ATTENTION), ("attention: cudnn", backends.CUDNN_ATTENTION),
     ):  # fmt: skip
-        checks.append(_tried(name, lambda b=backend: _attention(device, b), optional=True))
+        checks.append(_tried(name, partial(_attention, device, backend), optional=True))
     return checks
 
 

@@ -125,6 +125,6 @@ def _plain_errors(repository: str) -> Iterator[None]:
         refused = ": your login has no right to it (hf auth whoami)" if status in (401, 403) else ""
         raise UserError(f"the hub refused {repository} (status {status}){refused}") from error
     except Exception as error:
-        if isinstance(error, OSError) or "onnect" in type(error).__name__:
+        if isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "requests")):
             raise UserError(f"the hub cannot be reached for {repository}: {' '.join(str(error).split())[:120]}") from error
         raise

@@ -59,8 +59,8 @@ def _base(record: RunRecord) -> str | None:
 def _rows(record: RunRecord, figures: dict[str, Any]) -> list[tuple[str, str]]:
     env, rows = record.env, []
     if "corpora" in env:
-        told = [f"{Path(c['path']).name} (weight {c['weight']:g}, {c['hash'][:12]})" for c in env["corpora"]]
-        rows.append(("data", "; ".join(told)))
+        corpora = [f"{Path(c['path']).name} (weight {c['weight']:g}, {c['hash'][:12]})" for c in env["corpora"]]
+        rows.append(("data", "; ".join(corpora)))
     if "conversations" in env:
         rows.append(("data", f"{env['conversations']:,} conversations, {env['held_out']:,} held out"))
     if "trained_parameters" in env:
@@ -68,8 +68,8 @@ def _rows(record: RunRecord, figures: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("tokens", f"{figures['tokens']:,}"))
     per_token = env.get("flops_per_token")
     if per_token:
-        told = ", ".join(f"{figures['tokens'] * flops:.3g} ({name})" for name, flops in per_token.items())
-        rows.append(("FLOPs", told))
+        flops = ", ".join(f"{figures['tokens'] * each:.3g} ({name})" for name, each in per_token.items())
+        rows.append(("FLOPs", flops))
     forms = (
         ("held-out loss", "val_loss", "{:.4f} nats a token", 1),
         ("bits per byte", "val_bpb", "{:.4f}", 1),

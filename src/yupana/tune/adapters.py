@@ -30,7 +30,7 @@ def new_adapter(model: Any, settings: LoraConfig) -> Any:
         raise UserError("lora.targets names lm_head: adapt the blocks' matrices, or train all weights with lora.rank 0")
     config = peft.LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=settings.targets,
         task_type="CAUSAL_LM",

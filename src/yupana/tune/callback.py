@@ -60,7 +60,7 @@ class YupanaCallback(TrainerCallback):
         self._batches_before = 0
         self._seconds = 0.0
         self._mark: float | None = None
-        self._linears: dict[str, tuple[nn.Module, int]] = {}
+        self._linears: dict[str, tuple[Any, int]] = {}
         self._gradient_seen: dict[str, bool] = {}
         self._products: Products | None = None
         self._head: nn.Module | None = None
@@ -193,7 +193,7 @@ class YupanaCallback(TrainerCallback):
         """A forward pass begins. Nothing is read off the device here: that waits until a line is due."""
         if not module.training or not torch.is_grad_enabled():
             return
-        tokens = named.get("input_ids", positional[0] if positional else named.get("inputs_embeds"))
+        tokens: Any = named.get("input_ids", positional[0] if positional else named.get("inputs_embeds"))
         mask, labels = named.get("attention_mask"), named.get("labels")
         batch = Batch(
             rows=tokens.shape[0],
@@ -223,7 +223,7 @@ class YupanaCallback(TrainerCallback):
             flops = weight_flops(
                 size,
                 input_needs_gradient=self._gradient_seen.get(name, True),
-                trained=module.weight.requires_grad,  # type: ignore[union-attr]
+                trained=bool(module.weight.requires_grad),
             )
             if module is self._head:
                 head += flops

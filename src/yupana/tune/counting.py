@@ -24,7 +24,7 @@ class Batch:
     """Tokens that have a label, int []; None where the batch has no labels: all of them."""
 
 
-def matrix_products(model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
+def matrix_products(model: nn.Module) -> dict[str, tuple[Any, int]]:
     """The modules that multiply by a matrix, by name, each with its number of weights.
 
     The output head is one of them, tied or not; embeddings are looked up, not multiplied.

@@ -44,7 +44,7 @@ def read_data(config: Tuning, tokenizer: Any) -> Data:
             raise UserError(
                 f"{name} has no answer within its first {config.data.seq_len} tokens (data.seq_len): raise data.seq_len"
             )
-    data.about["tokens"] = sum(len(t.ids) for t in data.train)
+    data.about["train_tokens"] = sum(len(t.ids) for t in data.train)
     data.about["assistant_tokens"] = sum(label != IGNORED for t in data.train for label in t.labels)
     return data
 

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from yupana.errors import UserError, did_you_mean
 
 
@@ -29,7 +31,8 @@ def run_tasks(
             if task not in known.all_tasks:
                 raise UserError(f"there is no task '{task}'{did_you_mean(task, known.all_tasks)}: {_hint(include)}")
         try:
-            model = wrapper(pretrained=folder, dtype="float32", batch_size=batch)
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            model = wrapper(pretrained=folder, dtype="float32", batch_size=batch, device=device)
             found = evaluator.simple_evaluate(model, tasks=tasks, task_manager=known, limit=limit, log_samples=False)
         except (ConnectionError, OSError, ValueError) as error:
             raise UserError(

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from yupana import config
 from yupana.corpus import tokenizers
 from yupana.corpus.sources import documents
 from yupana.errors import UserError
@@ -53,12 +54,11 @@ def open_reader(path: Path, which: str = "last") -> Reader:
         model = checkpoint.load_model(checkpoint.choose(run, which), dtype=torch.float32)
         tokenizer = tokenizers.from_file(run.path / "tokenizer.json")
         env = json.loads(run.env_file.read_text()) if run.env_file.is_file() else {}
-        ends = [env.get("bos_id"), env.get("eos_id")]
-        if None in ends:
-            ends = list(tokenizers.bos_and_eos(tokenizer, str(run.path / "tokenizer.json")))
-        from yupana import config
-
-        return Reader(model, tokenizer, ends[0], ends[1], config.load(file=run.config_file).data.seq_len)
+        if "bos_id" in env:
+            bos, eos = env["bos_id"], env["eos_id"]
+        else:  # an imported run, not trained yet
+            bos, eos = tokenizers.bos_and_eos(tokenizer, str(run.path / "tokenizer.json"))
+        return Reader(model, tokenizer, bos, eos, config.load(file=run.config_file).data.seq_len)
     folder = run.export if run.exists else path
     if not (folder / "config.json").is_file():
         raise UserError(f"{path} is no model: give a run directory with a checkpoint, a tuned run or a Hugging Face folder")

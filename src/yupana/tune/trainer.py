@@ -86,6 +86,7 @@ class AssistantTrainer(SFTTrainer):
 
     held_out: list[Tokens]
     token_bytes: np.ndarray
+    control: Any
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """`eval_loss` in nats an assistant token, `eval_bpb` in bits a byte of what the assistant says."""
