@@ -27,7 +27,7 @@ def test_every_name_is_there_and_no_other():
         if name != "YupanaCallback":
             assert getattr(package, name)
     with pytest.raises(AttributeError, match="has no attribute 'pretrian'"):
-        package.pretrian  # noqa: B018
+        package.pretrian
 
 
 def test_settings_are_those_of_the_command_line():

@@ -39,8 +39,9 @@ def rows(number, length=SEQ):
 def trained(model, data, folder, *, collator=None, evaluation=None, wrap=None, explain=None, **settings):
     """Train with the callback; returns it and the trainer."""
     arguments = transformers.TrainingArguments(
-        output_dir=str(folder), use_cpu=True, report_to=[], logging_steps=1, save_strategy="no", disable_tqdm=True,
-        **{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 3, **settings},
+        output_dir=str(folder), use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
+        **{"logging_steps": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 3,
+           **settings},
     )  # fmt: skip
     callback = YupanaCallback(peak=PEAK, explain=explain)
     trainer = transformers.Trainer(

@@ -68,7 +68,8 @@ def _tables(result: dict[str, Any]) -> Any:
     if "domains" in result:
         table = Table(box=None, pad_edge=False)
         for column in ("text", "nats a token", "95 % interval", "bits a byte", "95 % interval", "tokens", "documents"):
-            table.add_column(column, justify="left" if column == "text" else "right")
+            words = column == "text"
+            table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
         whole = [{**result, "name": "all"}] if len(result["domains"]) > 1 else []
         for row in [*result["domains"], *whole]:
             table.add_row(

@@ -104,7 +104,7 @@ def open_tokenizer(base: str) -> Any:
         raise UserError(f"the tokenizer of {base} names no token that ends a text (eos_token)")
     if tokenizer.pad_token is None:
         known = tokenizer.get_vocab()
-        tokenizer.pad_token = next((t for t in ("<|finetune_right_pad_id|>", tokenizer.eos_token) if t in known))
+        tokenizer.pad_token = next(t for t in ("<|finetune_right_pad_id|>", tokenizer.eos_token) if t in known)
     return tokenizer
 
 

@@ -95,7 +95,7 @@ class YupanaCallback(TrainerCallback):
             print(f"YupanaCallback: no MFU, because {error}", file=sys.stderr)
         self._hooks = [model.register_forward_pre_hook(_outside_compilation(self._saw_batch), with_kwargs=True)]
         if not getattr(args, "torch_compile", False):  # a look at each product's input would break the graph there
-            for name, (module, _) in self._linears.items():
+            for name, (module, _size) in self._linears.items():
                 self._hooks.append(module.register_forward_pre_hook(self._saw_input(name)))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -12,6 +12,7 @@ from yupana.tune.config import Tuning
 from yupana.tune.conversations import Conversation, Preference, read_conversations, read_preferences
 from yupana.tune.template import IGNORED, Tokens, encode, refuse_specials
 
+
 @dataclass
 class Data:
     """Training and held-out data, ready for a trainer."""
