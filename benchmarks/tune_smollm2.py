@@ -51,7 +51,8 @@ def questions() -> list[dict[str, str]]:
 
 def add(found: dict[str, str], name: str, thing: object) -> None:
     """Keep the first paragraph of a docstring, if there is one of a sentence's length that is not there yet."""
-    told = inspect.cleandoc(getattr(thing, "__doc__", None) or "").split("\n\n")[0]
+    doc = getattr(thing, "__doc__", None)
+    told = inspect.cleandoc(doc if isinstance(doc, str) else "").split("\n\n")[0]
     told = " ".join(told.split())
     if 30 <= len(told) <= 400 and told not in found.values():
         found[name] = told

@@ -381,6 +381,8 @@ def test_the_command_tunes_a_run_and_reports_it(yupana, corpus, chat, tmp_path):
     assert result["step"] == 2
     assert result["template"] == "plain"
     assert (tmp_path / "tuned" / "report.html").is_file()
+    sampled = yupana("sample", tmp_path / "tuned", "--prompt", "It is", "--tokens", 3, "--json")
+    assert json.loads(sampled.stdout)["text"].startswith("It is")
     again = yupana(*call)
     assert again.returncode == 2
     assert "yupana: " in again.stderr.splitlines()[-1]
