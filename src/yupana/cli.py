@@ -6,18 +6,20 @@ import argparse
 import sys
 
 from yupana import __version__
-from yupana.commands import anatomy, corpus, flops, runs, scaling, train
+from yupana.commands import anatomy, completion, corpus, doctor, evaluate, flops, hub, runs, scaling, train, tune
 from yupana.commands.shared import Parser
 from yupana.errors import UserError
 
-COMMANDS = (train, runs, corpus, flops, scaling, anatomy)  # in the order of --help
+COMMANDS = (train, tune, evaluate, runs, hub, corpus, flops, scaling, anatomy, doctor, completion)  # in the order of --help
 
 EXAMPLES = """examples:
   yupana train 7m --run runs/demo                    train the demo on the Python library's own source
   yupana train --run runs/demo --resume              go on after a stop
   yupana train 40m --run runs/a --optim.lr 1e-3      any setting: --section.key value (see train --help)
+  yupana tune runs/demo --data.train chat.jsonl --run runs/tuned    LoRA on the assistant's tokens
   yupana corpus explore books/ code/ --out looks/    what is inside, side by side
   yupana corpus prepare books/ --out corpora/books --tokenizer bpe:8192
+  yupana eval runs/demo --text held-out.txt          nats a token and bits a byte, with intervals
   yupana sample runs/demo --prompt "def "
   yupana export runs/demo --out exported/            a folder that transformers loads
   yupana flops count llama3.2-1b --seq_len 4096
@@ -25,13 +27,15 @@ EXAMPLES = """examples:
   yupana anatomy attention                           its formulas, cost and check; alone: the whole step
   yupana scaling plan --hardware h100 --count 8 --hours 24 --mfu 0.45
   yupana report runs/demo
+  yupana push runs/demo ada/llama-7m --dry_run       every file and the card; without --dry_run: sent, private
+  yupana doctor                                      what works on this machine
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Exit codes: 0 done, 2 the input is wrong (one sentence), 1 anything else."""
     try:
-        arguments, rest = _parser().parse_known_args(argv)
+        arguments, rest = parser().parse_known_args(argv)
         if rest and not getattr(arguments, "takes_settings", False):
             raise UserError(f"unknown argument '{rest[0]}': see yupana {arguments.command} --help")
         arguments.overrides = rest
@@ -47,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
     parser = Parser(
         prog="yupana",
         description="Pretrain Llama-family models and account for every FLOP.",

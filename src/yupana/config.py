@@ -12,13 +12,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from yupana.errors import UserError, did_you_mean
 from yupana.files import write_atomically
 from yupana.model.shapes import ModelShape
 
 PRESETS = Path(__file__).parent / "presets"
+
+Tree = TypeVar("Tree")
+"""A tree of settings: a dataclass of sections, with the name of its COMMAND."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,8 @@ class LogConfig:
     """Write TensorBoard events into the run directory."""
     wandb: bool = False
     """Log to Weights & Biases; offline unless you are logged in."""
+    trackio: bool = False
+    """Log to Trackio, on this machine; `trackio show` opens its page."""
     anatomy_every: int | None = None
     """Steps between looks inside: activations, gradients, updates and attention of each layer; null: never."""
 
@@ -224,6 +229,7 @@ class LogConfig:
 class Config:
     """A run, whole."""
 
+    COMMAND: ClassVar[str] = "train"
     model: ModelShape = field(default_factory=ModelShape)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=100))
@@ -243,18 +249,18 @@ def load(preset: str | None = None, file: Path | None = None, overrides: Sequenc
 
     Raises UserError, naming the key and the nearest valid one, for anything that does not fit.
     """
-    parser = _parser()
     layers: list[str] = []
     for layer in (preset_path(preset) if preset is not None else None, file):
         if layer is not None:
-            layers += [*_clear_other_length(_checked_file(layer)), "--config", str(layer)]
-    layers += [*_clear_other_length(" ".join(overrides)), *overrides]
-    try:
-        return _as_config(parser.instantiate(parser.parse_args(layers)))
-    except UserError:
-        raise
-    except Exception as error:  # jsonargparse wraps every failure in its own words; retell them in ours
-        raise UserError(_retell(error)) from error
+            layers += [*_clear_other_length(_checked_file(Config, layer)), "--config", str(layer)]
+    return _parsed(Config, [*layers, *_clear_other_length(" ".join(overrides)), *overrides])
+
+
+def load_tree(tree: type[Tree], file: Path | None, overrides: Sequence[str]) -> Tree:
+    """As `load`, for another command's tree of settings."""
+    if file is not None:
+        _checked_file(tree, file)
+    return _parsed(tree, [*(["--config", str(file)] if file is not None else []), *overrides])
 
 
 def preset_path(name: str) -> Path:
@@ -272,44 +278,48 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def save(config: Config, path: Path) -> None:
+def save(config: Any, path: Path) -> None:
     """Write the resolved configuration as YAML, atomically; `load(file=path)` gives it back."""
     import yaml
 
     write_atomically(path, yaml.safe_dump(as_dict(config), sort_keys=False))
 
 
-def as_dict(config: Config) -> dict[str, Any]:
+def as_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain dictionaries, lists and scalars."""
     return _plain(dataclasses.asdict(config))
 
 
-def settings() -> list[tuple[str, str, str]]:
-    """Every setting as (dotted key, default, what it is): what `yupana train --help` lists."""
+def settings(tree: Any = Config) -> list[tuple[str, str, str]]:
+    """Every setting as (dotted key, default, what it is): what the command's --help lists."""
     rows = []
-    for section in dataclasses.fields(Config):
-        branch = get_type_hints(Config)[section.name]
+    for section in dataclasses.fields(tree):
+        branch = get_type_hints(tree)[section.name]
         told = _attribute_docs(branch)
-        default = getattr(Config(), section.name)
+        default = getattr(tree(), section.name)
         for key in dataclasses.fields(branch):
             rows.append((f"{section.name}.{key.name}", str(getattr(default, key.name)), told[key.name]))
     return rows
 
 
-def _parser() -> Any:
+def _parsed(tree: type[Tree], arguments: list[str]) -> Tree:
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, prog="yupana train", add_help=False)
+    command = tree.COMMAND  # type: ignore[attr-defined]
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, prog=f"yupana {command}", add_help=False)
     parser.add_argument("--config", action="config")
-    parser.add_class_arguments(Config)
-    return parser
+    parser.add_class_arguments(tree)
+    try:
+        parsed = parser.instantiate(parser.parse_args(arguments))
+    except UserError:
+        raise
+    except Exception as error:  # jsonargparse wraps every failure in its own words; retell them in ours
+        raise UserError(_retell(tree, error)) from error
+    sections = dataclasses.fields(tree)  # type: ignore[arg-type]
+    return tree(**{section.name: getattr(parsed, section.name) for section in sections})
 
 
-def _as_config(parsed: Any) -> Config:
-    return Config(**{section.name: getattr(parsed, section.name) for section in dataclasses.fields(Config)})
-
-
-def _checked_file(path: Path) -> str:
+def _checked_file(tree: Any, path: Path) -> str:
     """The file's text. Raises UserError unless it is YAML, a mapping of sections that are mappings."""
     import yaml
 
@@ -322,7 +332,7 @@ def _checked_file(path: Path) -> str:
         raise UserError(f"the configuration file {path} cannot be read as text: {error}") from error
     except yaml.YAMLError as error:
         raise UserError(f"the configuration file {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    sections = ", ".join(section.name for section in dataclasses.fields(Config))
+    sections = ", ".join(section.name for section in dataclasses.fields(tree))
     if not isinstance(content, dict):
         raise UserError(f"the configuration file {path} holds no settings: it needs sections ({sections})")
     for section, values in content.items():
@@ -338,10 +348,10 @@ def _clear_other_length(text: str) -> list[str]:
     return [f"--train.{others[given[0]]}=null"] if len(given) == 1 else []
 
 
-def _retell(error: Exception) -> str:
+def _retell(tree: Any, error: Exception) -> str:
     """One sentence from a jsonargparse message, with the key and the nearest valid one."""
     message = str(error)
-    keys = [key for key, _, _ in settings()]
+    keys = [key for key, _, _ in settings(tree)]
     if unknown := re.search(r"Group '(\S+)' does not accept option '(\S+)'", message):
         key = f"{unknown[1]}.{unknown[2]}"
         return f"unknown setting '{key}'{did_you_mean(key, keys)}"
@@ -352,16 +362,16 @@ def _retell(error: Exception) -> str:
     wrong = [key for key in re.findall(r'Parser key "([^"]+)"', message) if key in keys]
     if wrong:
         values = re.findall(r"Got value: (.*)", message)
-        return f"{wrong[-1]} must be {_expected(wrong[-1])}" + (f", got {values[0].strip()}" if values else "")
+        return f"{wrong[-1]} must be {_expected(tree, wrong[-1])}" + (f", got {values[0].strip()}" if values else "")
     if section := re.search(r'Parser key "(\w+)"', message):
-        return f"{section[1]} is a section: set --{section[1]}.KEY (yupana train --help lists every setting)"
+        return f"{section[1]} is a section: set --{section[1]}.KEY (yupana {tree.COMMAND} --help lists every setting)"
     return " ".join(message.split())
 
 
-def _expected(key: str) -> str:
+def _expected(tree: Any, key: str) -> str:
     """What a setting takes, in words."""
     section, name = key.split(".", 1)
-    wanted = get_type_hints(get_type_hints(Config)[section])[name.split(".")[0]]
+    wanted = get_type_hints(get_type_hints(tree)[section])[name.split(".")[0]]
     if get_origin(wanted) is Literal:
         return f"one of {', '.join(get_args(wanted))}"
     words = {

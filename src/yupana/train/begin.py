@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,32 @@ def begin(
     """
     if resume and not run.exists:
         raise UserError(f"there is nothing to resume in {run.path}: it has no run.yaml; leave --resume out to begin")
-    if run.exists and not resume:
-        raise UserError(f"{run.path} already holds a run: add --resume to go on with it, or choose another --run")
+    _refuse_existing(run, resume)
     if resume and file is None and preset is None:
         file = run.config_file
     if preset is None and file is None and not overrides:
         raise UserError(f"name a preset ({', '.join(settings.preset_names())}) or give --config FILE")
     config = settings.load(preset, file, overrides)
+    training = steps(config, run, resume=resume, look=look)
+    while True:
+        try:
+            next(training)
+        except StopIteration as ended:
+            return ended.value
+
+
+def steps(
+    config: Config,
+    run: RunDirectory,
+    *,
+    resume: bool = False,
+    look: Callable[[Config, Mixture], None] | None = None,
+) -> Generator[dict[str, Any], None, dict[str, Any]]:
+    """Train `config` in `run`, yielding the last line of metrics after every step; returns the last with validation.
+
+    Closing it early leaves what was last saved, and resume goes on from there. `look` and errors are as `begin` has them.
+    """
+    _refuse_existing(run, resume)
     if config.fast.allocator == "keep":
         host.keep_memory()
     if config.checkpoint.export:  # refuse now what could not be exported at the end
@@ -59,12 +78,17 @@ def begin(
         look(config, mixture)
     run.lock()
     try:
-        last = train(config, run, mixture, resume=resume)
+        last = yield from train(config, run, mixture, resume=resume)
         if config.checkpoint.export:
             export_run(run.path, None, "last", "bfloat16")
         return last
     finally:
         run.unlock()
+
+
+def _refuse_existing(run: RunDirectory, resume: bool) -> None:
+    if run.exists and not resume:
+        raise UserError(f"{run.path} already holds a run: add --resume to go on with it, or choose another --run")
 
 
 def open_mixture(config: Config) -> Mixture:

@@ -11,6 +11,7 @@ import torch
 
 from yupana import config as settings
 from yupana.config import Config, DataConfig
+from yupana.corpus import tokenizers
 from yupana.errors import UserError
 from yupana.files import sha256_of
 from yupana.model import huggingface
@@ -33,7 +34,7 @@ def export_run(run_path: Path, out: Path | None, which: str, dtype: str) -> dict
         model.shape,
         out,
         dtype=getattr(torch, dtype),
-        tokenizer=huggingface.TokenizerFile(tokenizer) if tokenizer.is_file() else None,
+        tokenizer=huggingface.TokenizerFile(tokenizer, *_ends(tokenizer)) if tokenizer.is_file() else None,
         overwrite=True,
     )
     return {
@@ -43,6 +44,13 @@ def export_run(run_path: Path, out: Path | None, which: str, dtype: str) -> dict
         "dtype": dtype,
         "tokenizer": tokenizer.is_file(),
     }
+
+
+def _ends(tokenizer: Path) -> tuple[str | None, str | None]:
+    """The tokens that begin and end a text, where the tokenizer has ours: without them generation would never stop."""
+    known = tokenizers.from_file(tokenizer)
+    bos, eos = (name if known.token_to_id(name) is not None else None for name in (tokenizers.BOS, tokenizers.EOS))
+    return bos, eos
 
 
 def import_folder(folder: Path, run_path: Path) -> dict[str, Any]:

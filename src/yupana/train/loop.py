@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Generator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -29,10 +30,13 @@ from yupana.train.trackers import Trackers
 MicroBatch = tuple[Tensor, Tensor, Tensor | None]  # tokens, targets and document ids, each [batch, seq]
 
 
-def train(config: Config, run: RunDirectory, mixture: Mixture, *, resume: bool) -> dict[str, Any]:
-    """Train `config` in `run` (locked by the caller) and return the last line of metrics, with the validation loss.
+def train(
+    config: Config, run: RunDirectory, mixture: Mixture, *, resume: bool
+) -> Generator[dict[str, Any], None, dict[str, Any]]:
+    """Train `config` in `run` (locked by the caller): yields the last line of metrics after every step.
 
-    Raises UserError for input that does not fit, for a loss that is not finite, and Interrupted for a signal.
+    Returns the last line of metrics with the validation loss. Raises UserError for input that does not fit, for a loss
+    that is not finite, and Interrupted for a signal.
     """
     session = prepare(config, run, mixture, resume=resume)
     with (
@@ -70,6 +74,7 @@ def train(config: Config, run: RunDirectory, mixture: Mixture, *, resume: bool) 
                     f"{interruption.asked}: saved at step {done} of {config.total_steps}; "
                     f"go on with: yupana train --run {run.path} --resume"
                 )
+            yield recorder.last
         return recorder.summary()
 
 

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from yupana.corpus.shards import open_corpus
 from yupana.errors import UserError
+from yupana.model import huggingface
 from yupana.model.generate import generate
 from yupana.run import RunDirectory, open_run
 from yupana.train import checkpoint
@@ -24,12 +25,20 @@ def sample_text(
     seed: int = 0,
     which: str = "last",
 ) -> str:
-    """The prompt and its continuation, up to the end of the document or `tokens` tokens."""
+    """The prompt and its continuation, up to the end of the document or `tokens` tokens.
+
+    A tuned run has no checkpoint of ours: its export is read.
+    """
     run = open_run(path)
-    model = checkpoint.load_model(checkpoint.choose(run, which), dtype=torch.float32)
-    if not (run.path / "tokenizer.json").is_file():
-        raise UserError(f"{run.path} has no tokenizer.json: it cannot turn text into tokens")
-    tokenizer = Tokenizer.from_file(str(run.path / "tokenizer.json"))
+    tuned = not checkpoint.complete(run) and run.export.is_dir()
+    if tuned:
+        model = huggingface.read(run.export, torch.float32)
+    else:
+        model = checkpoint.load_model(checkpoint.choose(run, which), dtype=torch.float32)
+    file = (run.export if tuned else run.path) / "tokenizer.json"
+    if not file.is_file():
+        raise UserError(f"{file.parent} has no tokenizer.json: it cannot turn text into tokens")
+    tokenizer = Tokenizer.from_file(str(file))
     begin = tokenizer.token_to_id("<|begin_of_text|>")
     stop = tokenizer.token_to_id("<|end_of_text|>")
     ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False).ids

@@ -1,7 +1,8 @@
-"""TensorBoard and Weights & Biases, beside the run directory. A tracker that fails never stops training."""
+"""TensorBoard, Weights & Biases and Trackio, beside the run directory. A tracker that fails never stops training."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import uuid
@@ -23,8 +24,13 @@ class Trackers:
         self.closes: list[Callable[[], None]] = []
 
     def __enter__(self) -> Trackers:
-        wanted = {"TensorBoard": self.config.log.tensorboard, "Weights & Biases": self.config.log.wandb}
-        opens = {"TensorBoard": self._open_tensorboard, "Weights & Biases": self._open_wandb}
+        log = self.config.log
+        wanted = {"TensorBoard": log.tensorboard, "Weights & Biases": log.wandb, "Trackio": log.trackio}
+        opens = {
+            "TensorBoard": self._open_tensorboard,
+            "Weights & Biases": self._open_wandb,
+            "Trackio": self._open_trackio,
+        }
         for name in (name for name, on in wanted.items() if on):
             try:
                 opens[name]()
@@ -73,7 +79,7 @@ class Trackers:
         mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
         session = wandb.init(
             project="yupana",
-            id=self._wandb_id(),
+            id=self._identity("wandb_id"),
             name=self.run.path.name,
             dir=str(self.run.path),
             config=as_dict(self.config),
@@ -83,9 +89,36 @@ class Trackers:
         self.logs["Weights & Biases"] = lambda record: session.log(record, step=record["step"])
         self.closes.append(session.finish)
 
-    def _wandb_id(self) -> str:
+    def _open_trackio(self) -> None:
+        try:
+            import trackio
+        except ImportError:
+            raise UserError("log.trackio needs Trackio: pip install 'yupana[track]'") from None
+        with contextlib.redirect_stdout(sys.stderr):  # its greeting
+            session = trackio.init(
+                project="yupana",
+                name=f"{self.run.path.name}-{self._identity('trackio_id')}",
+                config=as_dict(self.config),
+                resume="allow",
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )
+        self.logs["Trackio"] = lambda record: session.log(
+            {name: value for name, value in record.items() if name != "step"}, step=record["step"]
+        )
+        self.closes.append(self._close_trackio(session.finish))
+
+    @staticmethod
+    def _close_trackio(finish: Callable[[], None]) -> Callable[[], None]:
+        def close() -> None:
+            with contextlib.redirect_stdout(sys.stderr):
+                finish()
+
+        return close
+
+    def _identity(self, file_name: str) -> str:
         """The same id when a run is resumed, so that its curve goes on."""
-        file = self.run.path / "wandb_id"
+        file = self.run.path / file_name
         if not file.is_file():
             write_atomically(file, uuid.uuid4().hex[:8])
         return file.read_text()

@@ -1,0 +1,98 @@
+"""Every command in README and docs is one that yupana has; the walk runs from top to bottom; tabs complete."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import yupana as package
+from yupana.cli import EXAMPLES, parser
+from yupana.config import settings
+from yupana.tune.config import Tuning
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page, languages=("sh",)):
+    """The fenced blocks of a page, as (language, text)."""
+    return [m.groups() for m in re.finditer(r"^```(\w+)\n(.*?)^```", page.read_text(), re.M | re.S) if m[1] in languages]
+
+
+def commands():
+    """(where, words) of every yupana command in the pages' blocks and in --help."""
+    found = [("--help", line) for line in EXAMPLES.splitlines()[1:]]
+    for page in PAGES:
+        for _, text in blocks(page):
+            joined = text.replace("\\\n", " ")
+            found += [(page.name, line) for line in joined.splitlines()]
+    for where, line in found:
+        # In --help two spaces or more part a command from what it does.
+        words = shlex.split(re.split(r"\s{3,}", line.strip())[0], comments=True)
+        if words[:1] == ["yupana"] and "…" not in line and "..." not in line:
+            yield pytest.param(words[1:], id=f"{where}: {' '.join(words[1:])[:60]}")
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_a_documented_command_exists_with_its_options(words):
+    arguments, rest = parser().parse_known_args(words)
+    known = {key for key, _, _ in settings(*([Tuning] if arguments.command == "tune" else []))}
+    if rest:
+        assert getattr(arguments, "takes_settings", False), f"unknown argument {rest[0]}"
+    for word in rest:
+        if word.startswith("--"):
+            assert word[2:].split("=")[0] in known, f"unknown setting {word}"
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            if not target.startswith(("http", "mailto")):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.slow
+def test_the_walk_runs_from_top_to_bottom(tmp_path):
+    pytest.importorskip("trl")
+    pytest.importorskip("pandas")
+    place = tmp_path / "bin"
+    place.mkdir()
+    for name, call in (("yupana", f'exec {sys.executable} -m yupana "$@"'), ("python", f'exec {sys.executable} "$@"')):
+        (place / name).write_text(f"#!/bin/sh\n{call}\n")
+        (place / name).chmod(0o755)
+    env = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}", "PYTHONPATH": str(Path(package.__file__).parents[1])}
+    shown = []
+    for language, text in blocks(ROOT / "docs" / "walk.md", ("sh", "python")):
+        command = ["bash", "-e", "-c", text] if language == "sh" else [sys.executable, "-c", text]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{text}\n{done.stderr[-3000:]}"
+        shown.append(done.stdout)
+    assert (tmp_path / "runs/walk/report.html").is_file()
+    assert (tmp_path / "runs/tuned/adapter/adapter_model.safetensors").is_file()
+    assert "It is" in shown[-1]  # the tuned model answers as it was taught
+    assert len(shown) == 8
+
+
+def test_tabs_complete_commands_groups_and_settings(yupana):
+    script = yupana("completion", "bash").stdout
+
+    def completed(*words):
+        tried = f"{script}\nCOMP_WORDS=({' '.join(map(shlex.quote, words))})\nCOMP_CWORD={len(words) - 1}\n_yupana\n"
+        done = subprocess.run(
+            ["bash", "-c", tried + 'echo "${COMPREPLY[@]}"'], capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    assert completed("yupana", "tr") == ["train"]
+    assert completed("yupana", "scaling", "p") == ["predict", "plan"]
+    assert completed("yupana", "scaling", "plan", "--har") == ["--hardware"]
+    assert completed("yupana", "train", "--optim.l") == ["--optim.lr"]
+    assert completed("yupana", "tune", "--lora.ra") == ["--lora.rank"]
+    assert "llama3.2-1b" in completed("yupana", "train", "ll")
+    wrong = yupana("completion", "bsh")
+    assert wrong.returncode == 2
+    assert "did you mean 'bash'" in wrong.stderr
