@@ -91,6 +91,28 @@ def test_products_are_grouped_by_their_sizes():
     assert [(r["m"], r["k"], r["n"], r["count"], r["seconds"]) for r in rows] == [(8, 4, 2, 1.0, 2.0), (2, 2, 2, 0.5, 0.5)]
 
 
+def test_what_is_added_to_and_what_is_written_are_no_factors():
+    events = [
+        Event("aten::mm", 1.0, ((8, 4), (4, 2), (8, 2))),
+        Event("aten::addmm", 1.0, ((2,), (8, 4), (4, 2))),
+        Event("aten::addmm_", 1.0, ((8, 2), (8, 4), (4, 2))),
+    ]
+    assert [(r["m"], r["k"], r["n"], r["count"]) for r in by_shape(events, 1, 1e3)] == [(8, 4, 2, 3.0)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["off", "block"])
+def test_the_profiled_products_are_those_that_are_counted(tmp_path, corpus, yupana, how):
+    arguments = [*TINY, f"--data.corpus={corpus}", f"--train.compile={how}", "--train.precision=fp32", "--train.steps=4"]
+    run = tmp_path / "run"
+    assert yupana("train", "7m", "--run", run, *arguments, "--train.tokens=null").returncode == 0
+    done = yupana("flops", "explain", run, "--steps", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    seen = sum(2 * row["m"] * row["k"] * row["n"] * row["count"] for row in json.loads(done.stdout)["products"])
+    matmul_weights = 2 * (32 * (32 + 2 * 16) + 32 * 32 + 3 * 32 * 48) + 32 * 300  # Q, K, V; out; gate, up, down; head
+    assert seen == 6 * matmul_weights * 8 * 32
+
+
 @pytest.mark.slow
 def test_a_ladder_climbs_keeps_what_helps_and_goes_on_after_a_stop(tmp_path, corpus):
     few = [lever for lever in levers(2, 8) if lever.name.split()[0] in ("fp32,", "Q,", "AdamW", "float8", "micro-batch")]

@@ -44,7 +44,7 @@ class Part:
         return self.seconds - self.useful_seconds
 
 
-PRODUCTS = re.compile(r"aten::(mm|addmm|_scaled_mm)$|gemm|nvjet|cutlass|xmma|cublas|Cijk", re.I)
+PRODUCTS = re.compile(r"aten::(mm|addmm_?|_scaled_mm)$|gemm|nvjet|cutlass|xmma|cublas|Cijk", re.I)
 # The first rule that matches wins.
 RULES: tuple[tuple[str, str], ...] = (
     ("attention", r"flash|fmha|sdpa|scaled_dot_product|attention|aten::_?baddbmm|aten::bmm|_softmax|aten::softmax"),
@@ -123,14 +123,24 @@ def useful_flops(operations: list[Operation]) -> dict[str, int]:
     return {"matrix products": sum(o.flops for o in operations) - attention, "attention": attention}
 
 
+def factors_of(event: Event) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a product's two factors; empty where it has none of two dimensions.
+
+    addmm(sum, a, b) begins with what is added to; compiled code's mm(a, b, out) ends with what is written.
+    """
+    first = 1 if "addmm" in event.name else 0
+    factors = event.shapes[first : first + 2]
+    return factors if [len(shape) for shape in factors] == [2, 2] else ()
+
+
 def by_shape(events: list[Event], steps: int, peak: float) -> list[dict[str, Any]]:
     """Matrix products grouped by their sizes [m, k] × [k, n]: seconds a step, rate, and what is lost against the peak."""
     groups: dict[tuple[int, int, int], list[float]] = defaultdict(list)
     for event in events:
-        matrices = [s for s in event.shapes if len(s) == 2]
-        if kind_of(event) == "matrix products" and len(matrices) >= 2:
-            first, second = matrices[-2:]
-            groups[first[0], first[1], second[1]].append(event.seconds)
+        factors = factors_of(event)
+        if kind_of(event) == "matrix products" and factors:
+            (m, k), (_, n) = factors
+            groups[m, k, n].append(event.seconds)
     rows = []
     for (m, k, n), seconds in groups.items():
         flops, taken = 2 * m * n * k * len(seconds) / steps, sum(seconds) / steps
