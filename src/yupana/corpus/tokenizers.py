@@ -112,11 +112,6 @@ def canonical(tokenizer: Any) -> bytes:
     return tokenizer.to_str(pretty=False).encode()
 
 
-def hash_of(tokenizer: Any) -> str:
-    """SHA-256 of the tokenizer.json."""
-    return hashlib.sha256(canonical(tokenizer)).hexdigest()
-
-
 def token_bytes(tokenizer: Any) -> np.ndarray:
     """UTF-8 bytes that each token stands for, uint16 [vocab]; specials 0."""
     described = json.loads(tokenizer.to_str())
