@@ -77,10 +77,15 @@ def main() -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     print(f"{len(rows)} questions in {arguments.out / 'chat.jsonl'}", file=sys.stderr)
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     folder, name = str(arguments.gguf.parent), arguments.gguf.name
-    AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype="float32").save_pretrained(arguments.out / "base")
+    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype="float32")
+    # Read from GGUF it counts as quantised and is not saved; its fp32 weights in a model that is not are.
+    config = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
+    plain = LlamaForCausalLM(LlamaConfig.from_dict(config))
+    plain.load_state_dict(read.state_dict())
+    plain.save_pretrained(arguments.out / "base")
     AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(arguments.out / "base")
     print(
         f"yupana tune {arguments.out}/base --data.train {arguments.out}/chat.jsonl --run {arguments.out}/run "

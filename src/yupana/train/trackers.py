@@ -106,7 +106,7 @@ class Trackers:
         self.logs["Trackio"] = lambda record: session.log(
             {name: value for name, value in record.items() if name != "step"}, step=record["step"]
         )
-        self.closes.append(self._close_trackio(session.finish))
+        self.closes.append(self._close_trackio(trackio.finish))
 
     @staticmethod
     def _close_trackio(finish: Callable[[], None]) -> Callable[[], None]:
