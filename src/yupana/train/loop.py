@@ -38,8 +38,8 @@ def train(
 ) -> Generator[dict[str, Any], None, dict[str, Any]]:
     """Train `config` in `run` (locked by the caller): yields the last line of metrics after every step.
 
-    Every rank does it together. Returns the last line of metrics with the validation loss. Raises UserError for input that does not fit, for a loss
-    that is not finite, and Interrupted for a signal.
+    Every rank does it together. Returns the last line of metrics with the validation loss. Raises UserError for input
+    that does not fit, for a loss that is not finite, and Interrupted for a signal.
     """
     session = prepare(config, run, mixture, resume=resume, ranks=ranks)
     ranks = session.ranks

@@ -181,12 +181,9 @@ def joined() -> Any:
             f"the ranks cannot meet at {where} ({' '.join(str(error).split())[:200]}): is the port in use, or another "
             "machine's? start them with torchrun, which chooses one"
         ) from error
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
-    finally:
-        if sys.exc_info()[0] is None:  # after a failure the others may be gone: leaving is enough
-            dist.barrier()
-            dist.destroy_process_group()
+    yield Ranks(dist.get_rank(), dist.get_world_size())
+    dist.barrier()  # not reached after a failure: the others may be gone, and leaving is enough
+    dist.destroy_process_group()
 
 
 def end_with_parent() -> None:
