@@ -185,6 +185,36 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How many ranks share the work, and in which way: their product is the number of processes."""
+
+    fsdp: int = -1
+    """Ranks that share the weights, gradients and optimiser among them, each with its own sequences; -1 takes the
+    ranks that the others leave."""
+    replicate: int = 1
+    """Copies of the model, each with its own sequences: data parallel, or hybrid sharding beside fsdp."""
+    tp: int = 1
+    """Ranks that share each matrix product, the sequence between the products, and the vocabulary of the loss."""
+    cp: int = 1
+    """Ranks that share a sequence in attention too; not in this version."""
+    pp: int = 1
+    """Stages of a pipeline of layers; not in this version."""
+    timeout: int = 600
+    """Seconds without progress after which every rank says where it stands, and all end."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, parallel=self, names=["replicate", "tp", "cp", "pp", "timeout"])
+        if self.fsdp != -1:
+            _at_least(1, parallel=self, names=["fsdp"])
+        for name, what, instead in (("cp", "context", "tp shares long sequences too"), ("pp", "pipeline", "use fsdp")):
+            if getattr(self, name) > 1:
+                raise UserError(
+                    f"parallel.{name} is {getattr(self, name)}, but this version has no {what} parallelism: leave it "
+                    f"at 1; {instead}"
+                )
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """When to save and what to keep."""
 
@@ -194,6 +224,8 @@ class CheckpointConfig:
     """Newest checkpoints to keep, beside the one with the best validation loss."""
     export: bool = False
     """Write a Hugging Face folder, export/, at the end."""
+    background: bool = False
+    """Write while training goes on: a step waits only for a copy in memory, which takes as much again."""
 
     def __post_init__(self) -> None:
         _at_least(0, checkpoint=self, names=["every"])
@@ -235,6 +267,7 @@ class Config:
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=100))
     fast: FastConfig = field(default_factory=FastConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

@@ -51,6 +51,13 @@ def register(commands: Any) -> None:
     c.add_argument("--hardware", metavar="H", help="an accelerator by its data sheet, such as h100; cpu: this machine")
     c.add_argument("--limits", type=Path, metavar="FILE", help="limits measured elsewhere, with yupana flops limits")
     c.add_argument("--check", action="store_true", help="fail when the micro-batch does not fit")
+    c.add_argument("--count", type=int, default=1, help="accelerators (1); --micro_batch is then the largest of a rank")
+    for name, told in (("replicate", "copies of the model"), ("fsdp", "ranks that share its weights"),
+                       ("tp", "ranks that share its products")):  # fmt: skip
+        c.add_argument(f"--{name}", type=int, help=f"{told}; without a layout the best is looked for")
+    c.add_argument("--node", type=int, help="accelerators in a machine (its data sheet's)")
+    c.add_argument("--link", type=float, metavar="GB/s", help="between them, one way (its data sheet's)")
+    c.add_argument("--network", type=float, metavar="GB/s", help="from one to another machine, one way (its data sheet's)")
 
 
 def count(arguments: argparse.Namespace) -> int:
@@ -177,6 +184,8 @@ def limits(arguments: argparse.Namespace) -> int:
 
 def predict(arguments: argparse.Namespace) -> int:
     """`yupana flops predict`."""
+    if arguments.count != 1:
+        return predict_cluster(arguments)
     from yupana.named import shape_of
     from yupana.report.bar import Bar
     from yupana.report.flops_text import prediction_tables
@@ -195,4 +204,28 @@ def predict(arguments: argparse.Namespace) -> int:
             must_fit=arguments.check,
         )
     print_result(arguments, {"model": arguments.model, **result}, prediction_tables(arguments.model, result))
+    return 0
+
+
+def predict_cluster(arguments: argparse.Namespace) -> int:
+    """`yupana flops predict --count N`."""
+    from yupana.errors import UserError
+    from yupana.flops.layout import layout_of
+    from yupana.named import shape_of
+    from yupana.report.cluster_text import cluster_tables
+    from yupana.train.limits import cluster
+
+    sizes = {name: getattr(arguments, name) for name in ("replicate", "fsdp", "tp")}
+    for name, size in {"count": arguments.count, **sizes}.items():
+        if size is not None and size < 1:
+            raise UserError(f"--{name} must be at least 1, got {size}")
+    layout = None
+    if any(sizes.values()):
+        layout = layout_of(sizes["replicate"] or 1, sizes["fsdp"] or -1, sizes["tp"] or 1, arguments.count)
+    result = cluster(
+        shape_of(arguments.model), arguments.seq_len, arguments.micro_batch, arguments.global_batch, arguments.precision,
+        hardware=arguments.hardware, count=arguments.count, layout=layout, node=arguments.node, link=arguments.link,
+        network=arguments.network, must_fit=arguments.check,
+    )  # fmt: skip
+    print_result(arguments, {"model": arguments.model, **result}, cluster_tables(arguments.model, result))
     return 0

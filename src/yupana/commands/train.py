@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from yupana.commands.shared import add_command, show
+from yupana.errors import UserError
 
 
 def register(commands: Any) -> None:
@@ -31,16 +33,30 @@ def train(arguments: argparse.Namespace) -> int:
     from yupana.run import RunDirectory
     from yupana.train.begin import begin
     from yupana.train.interrupt import Interrupted
+    from yupana.train.launch import launched
+    from yupana.train.ranks import lost_the_others, speaks
 
     run = RunDirectory(arguments.run)
+    started = (run, arguments.preset, arguments.config, arguments.overrides)
+    if (code := launched(*started, resume=arguments.resume)) is not None:
+        return code
     try:
-        last = begin(
-            run, arguments.preset, arguments.config, arguments.overrides, resume=arguments.resume, look=_tell_repetition
-        )
+        last = begin(*started, resume=arguments.resume, look=_tell_repetition)
     except Interrupted as stopped:
-        print(f"yupana: {stopped}", file=sys.stderr)
+        if speaks():
+            print(f"yupana: {stopped}", file=sys.stderr)
         return 1
-    _finish(run, last, as_json=arguments.json)
+    except UserError:
+        if speaks():
+            raise
+        return 2  # every rank has the same to say: rank 0 says it
+    except BaseException as error:
+        if not lost_the_others(error):
+            raise
+        print(f"yupana: a rank has ended, and rank {os.environ['RANK']} cannot go on without it", file=sys.stderr)
+        return 1
+    if speaks():
+        _finish(run, last, as_json=arguments.json)
     return 0
 
 

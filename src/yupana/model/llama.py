@@ -152,12 +152,16 @@ class Llama(nn.Module):
         whatever the device, the precision or the number of ranks.
         """
         for name, parameter in self.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.fill_(1.0)
-                continue
-            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, INIT_STD, generator=generator))
+            parameter.copy_(initial(name, parameter.shape, seed))
+
+
+def initial(name: str, size: Sequence[int], seed: int) -> Tensor:
+    """The initial value of the parameter `name`, in fp32 on the CPU: see Llama.initialise."""
+    if name.endswith("norm.weight"):
+        return torch.ones(tuple(size))
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.empty(tuple(size)).normal_(0.0, INIT_STD, generator=generator)
 
 
 Rope = tuple[Tensor, Tensor]  # cos and sin, each [seq, 1, head_dim], fp32

@@ -25,6 +25,8 @@ from yupana.run import RunDirectory
 from yupana.train import host
 from yupana.train.exchange import export_run
 from yupana.train.loop import train
+from yupana.train.ranks import Ranks, joined, restarted, under_launcher
+from yupana.train.shares import ALONE
 
 
 def begin(
@@ -38,23 +40,40 @@ def begin(
 ) -> dict[str, Any]:
     """Train, from a preset, a file and overrides, in `run`; returns the last metrics.
 
-    `look` is shown what will be trained on what, before it begins.
-    Raises UserError for wrong input, and before anything is written where that can be.
+    `look` is shown what will be trained on what, before it begins. Under a launcher every rank calls it, and `resume`
+    goes on with the run if there is one, so that the same command serves every start; a run that the launcher starts
+    again goes on by itself. Raises UserError for wrong input, and before anything is written where that can be.
     """
+    with joined() as ranks:
+        resume = ranks.at_first(lambda: goes_on(run, resume))
+        config = ranks.together(lambda: chosen(run, preset, file, overrides, resume=resume))
+        training = steps(config, run, resume=resume, look=look, ranks=ranks)
+        while True:
+            try:
+                next(training)
+            except StopIteration as ended:
+                return ended.value
+
+
+def goes_on(run: RunDirectory, resume: bool) -> bool:
+    """Whether this start goes on with a run. Raises UserError when there is none, or one that nobody asked for."""
+    if under_launcher():
+        resume = run.exists and (resume or restarted())
     if resume and not run.exists:
         raise UserError(f"there is nothing to resume in {run.path}: it has no run.yaml; leave --resume out to begin")
     _refuse_existing(run, resume)
+    return resume
+
+
+def chosen(
+    run: RunDirectory, preset: str | None, file: Path | None, overrides: Sequence[str], *, resume: bool
+) -> Config:
+    """The configuration from a preset, a file and overrides; of the run itself where it goes on and none is named."""
     if resume and file is None and preset is None:
         file = run.config_file
     if preset is None and file is None and not overrides:
         raise UserError(f"name a preset ({', '.join(settings.preset_names())}) or give --config FILE")
-    config = settings.load(preset, file, overrides)
-    training = steps(config, run, resume=resume, look=look)
-    while True:
-        try:
-            next(training)
-        except StopIteration as ended:
-            return ended.value
+    return settings.load(preset, file, overrides)
 
 
 def steps(
@@ -63,6 +82,7 @@ def steps(
     *,
     resume: bool = False,
     look: Callable[[Config, Mixture], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Generator[dict[str, Any], None, dict[str, Any]]:
     """Train `config` in `run`, yielding the last line of metrics after every step; returns the last with validation.
 
@@ -73,14 +93,14 @@ def steps(
         host.keep_memory()
     if config.checkpoint.export:  # refuse now what could not be exported at the end
         config_from_shape(config.model, torch.bfloat16, None, None, config.data.seq_len)
-    mixture = open_mixture(config)
-    if look is not None:
+    mixture = open_everywhere(config, ranks)
+    if look is not None and ranks.first:
         look(config, mixture)
-    run.lock()
+    ranks.at_first(run.lock)
     try:
-        last = yield from train(config, run, mixture, resume=resume)
+        last = yield from train(config, run, mixture, resume=resume, ranks=ranks)
         if config.checkpoint.export:
-            export_run(run.path, None, "last", "bfloat16")
+            ranks.at_first(lambda: export_run(run.path, None, "last", "bfloat16"))
         return last
     finally:
         run.unlock()
@@ -89,6 +109,28 @@ def steps(
 def _refuse_existing(run: RunDirectory, resume: bool) -> None:
     if run.exists and not resume:
         raise UserError(f"{run.path} already holds a run: add --resume to go on with it, or choose another --run")
+
+
+def open_everywhere(config: Config, ranks: Ranks) -> Mixture:
+    """The mixture on every rank, prepared by rank 0 where it is not yet; settings and corpora are the same on all.
+
+    Raises UserError, naming the rank and the setting, where they are not.
+    """
+    if ranks.count == 1:
+        return open_mixture(config)
+    ranks.check_equal(flat(settings.as_dict(config)))
+    ranks.at_first(lambda: len(open_mixture(config).sources))  # prepares what is not there yet
+    mixture = ranks.together(lambda: open_mixture(config))
+    ranks.check_equal({f"corpus {name} (data.corpus)": corpus.hash for name, corpus in mixture.sources.items()})
+    return mixture
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def open_mixture(config: Config) -> Mixture:
@@ -146,6 +188,7 @@ def prepared(source: str, tokenizer: str) -> Path:
     key = hashlib.sha256(json.dumps([fingerprint(source), identity(tokenizer)]).encode()).hexdigest()[:12]
     label = "".join(c if c.isalnum() else "-" for c in f"{Path(source).name}-{tokenizer}")[:60]
     folder = cache_folder() / "corpora" / f"{label}-{key}"
-    with PrepareProgress() as progress:
-        prepare([source], folder, tokenizer, val_fraction=0.05, progress=progress)
+    if not (folder / "corpus.json").is_file():  # its name holds the fingerprint of the text: what is there is it
+        with PrepareProgress() as progress:
+            prepare([source], folder, tokenizer, val_fraction=0.05, progress=progress)
     return folder

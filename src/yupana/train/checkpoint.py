@@ -1,6 +1,6 @@
 """Checkpoints through torch's DCP, as safetensors (nothing is pickled), complete once their manifest is there.
 
-checkpoints/step_200/*.safetensors
+checkpoints/step_200/*.safetensors    one file a rank that wrote; shares.py says what is in them
 checkpoints/step_200/manifest.json    step, tokens, val_loss, shape, and every file's size and sha256
 """
 
@@ -26,48 +26,45 @@ from yupana.files import disk_errors, sha256_of, sync_folder, write_json
 from yupana.model.llama import Llama
 from yupana.model.shapes import ModelShape, RopeScaling
 from yupana.run import RunDirectory
+from yupana.train.ranks import Ranks
+from yupana.train.shares import ALONE, LoadPlanner, SavePlanner, Share, local, shares
 
 MANIFEST = "manifest.json"
 
 
-def save(run: RunDirectory, step: int, tensors: dict[str, Tensor], about: dict[str, Any]) -> Path:
+def save(run: RunDirectory, step: int, tensors: dict[str, Share], about: dict[str, Any], ranks: Ranks = ALONE) -> Path:
     """Write checkpoint `step`; it counts only once its manifest has been renamed into place.
 
-    Raises UserError when the disk is full; earlier checkpoints stay as they were.
+    Every rank calls it with its own parts, and writes a file of its own into the same folder. Raises UserError, on
+    every rank, when the disk is full; earlier checkpoints stay as they were.
     """
     folder = run.checkpoints / f"step_{step}"
-    with disk_errors(f"checkpoint {folder}"):
-        shutil.rmtree(folder, ignore_errors=True)  # an incomplete one, left by a kill
-        folder.mkdir(parents=True)
-        try:
-            _write_tensors(folder, tensors)
-        except BaseException as error:  # DCP's CheckpointException is no Exception
-            shutil.rmtree(folder, ignore_errors=True)
-            if (cause := _os_error(error)) is not None:
-                raise cause from error
-            raise
-        files = {path.name: _seal(path) for path in sorted(folder.iterdir())}
-        sync_folder(folder)
-        write_json(folder / MANIFEST, {"step": step, **about, "files": files})
-        sync_folder(run.checkpoints)
+    ranks.at_first(lambda: _make_empty(folder))
+    files: dict[str, Any] = {}
+    for sealed in ranks.gather(ranks.together(lambda: _write(folder, tensors, ranks))):
+        files |= sealed
+    ranks.at_first(lambda: _complete(run, folder, {"step": step, **about, "files": files}))
     return folder
 
 
-def load(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill `tensors` in place from a checkpoint. Raises UserError when names or shapes do not match."""
+def load(folder: Path, tensors: dict[str, Share]) -> None:
+    """Fill `tensors` in place from a checkpoint, whatever layout wrote it; each rank reads its own parts.
+
+    Raises UserError when names or shapes do not match.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "assuming the intent is to load in a single process": it is
         reader = HuggingFaceStorageReader(str(folder))
         saved = reader.read_metadata().state_dict_metadata
         for name, tensor in tensors.items():
             size = tuple(saved[name].size) if name in saved else None  # type: ignore[union-attr]
-            if size != tuple(tensor.shape):
+            if size != tensor.whole:
                 found = "is missing" if size is None else f"has shape {list(size)}"
                 raise UserError(
                     f"{folder} is a checkpoint of another architecture or precision: {name} {found}, "
-                    f"this run needs {list(tensor.shape)}"
+                    f"this run needs {list(tensor.whole)}"
                 )
-        dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+        dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), planner=LoadPlanner(), no_dist=True)
 
 
 def complete(run: RunDirectory) -> list[Path]:
@@ -166,13 +163,13 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Llama:
     with torch.device("meta"):
         model = Llama(shape)
     model.to_empty(device="cpu").to(stored)
-    load(folder, model_tensors(model))
+    load(folder, shares(model_tensors(model), shape))
     return model if dtype is None else model.to(dtype)
 
 
 def model_tensors(model: Llama) -> dict[str, Tensor]:
-    """The model's weights under their names in a checkpoint."""
-    return {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    """The model's weights, or this rank's parts of them, by name."""
+    return {f"model.{name}": local(parameter) for name, parameter in model.named_parameters()}
 
 
 def about_model(model: Llama) -> dict[str, Any]:
@@ -181,11 +178,44 @@ def about_model(model: Llama) -> dict[str, Any]:
     return {"shape": asdict(model.shape), "dtype": dtype}
 
 
-def _write_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
+def _make_empty(folder: Path) -> None:
+    with disk_errors(f"checkpoint {folder}"):
+        shutil.rmtree(folder, ignore_errors=True)  # an incomplete one, left by a kill
+        folder.mkdir(parents=True)
+
+
+def _write(folder: Path, tensors: dict[str, Share], ranks: Ranks) -> dict[str, Any]:
+    """Write this rank's file; returns its size and sha256 by name."""
+    with disk_errors(f"checkpoint {folder}"):
+        try:
+            _write_tensors(folder, tensors, ranks)
+        except BaseException as error:  # DCP's CheckpointException is no Exception
+            shutil.rmtree(folder, ignore_errors=True)
+            if (cause := _os_error(error)) is not None:
+                raise cause from error
+            raise
+        mine = f"shard-{ranks.rank + 1:05}-*"  # as DCP names it; a rank of which others have all the parts writes none
+        return {path.name: _seal(path) for path in sorted(folder.glob(mine))}
+
+
+def _complete(run: RunDirectory, folder: Path, about: dict[str, Any]) -> None:
+    with disk_errors(f"checkpoint {folder}"):
+        sync_folder(folder)
+        write_json(folder / MANIFEST, about)
+        sync_folder(run.checkpoints)
+
+
+def _write_tensors(folder: Path, tensors: dict[str, Share], ranks: Ranks) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        dcp.save(dict(tensors), storage_writer=writer, no_dist=True)
+        dcp.save(
+            dict(tensors),
+            storage_writer=writer,
+            planner=SavePlanner(),
+            process_group=ranks.group,
+            no_dist=ranks.count == 1,
+        )
 
 
 def _seal(path: Path) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from yupana.corpus.batches import Batch
 from yupana.model.llama import Llama
@@ -67,6 +69,7 @@ def evaluate(
     token_bytes: np.ndarray,
     rows: int,
     device: str,
+    summed: Callable[[Tensor, Tensor, Tensor], Tensor] = summed_cross_entropy,
 ) -> Evaluation:
     """Sum the loss over batches of at most `rows` sequences.
 
@@ -82,8 +85,19 @@ def evaluate(
         if batch.document_ids is not None:
             documents = torch.from_numpy(np.pad(batch.document_ids, ((0, missing), (0, 0)))).to(device)
         states = model.hidden(inputs, documents).detach().flatten(0, 1)
-        nats += summed_cross_entropy(states, model.output_weight.detach(), targets.flatten()).item()
+        nats += summed(states, model.output_weight.detach(), targets.flatten()).item()
         counted = batch.targets[batch.targets != IGNORED]
         tokens += counted.size
         read += int(token_bytes[counted].sum())
     return Evaluation(nats, tokens, read)
+
+
+def dealt(batches: Iterable[Batch], rank: int, count: int) -> Iterator[Batch]:
+    """Every `count`-th of `batches`, from number `rank` on: as many for each rank, since all work on each together.
+
+    Where they do not come out even, the last is one whose targets count for nothing.
+    """
+    left = iter(batches)
+    while hand := list(itertools.islice(left, count)):
+        one = hand[min(rank, len(hand) - 1)]
+        yield one if rank < len(hand) else replace(one, targets=np.full_like(one.targets, IGNORED))

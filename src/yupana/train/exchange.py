@@ -17,6 +17,7 @@ from yupana.files import sha256_of
 from yupana.model import huggingface
 from yupana.run import RunDirectory, open_run
 from yupana.train import checkpoint
+from yupana.train.shares import shares
 
 
 def export_run(run_path: Path, out: Path | None, which: str, dtype: str) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def import_folder(folder: Path, run_path: Path) -> dict[str, Any]:
         if tokenizer.is_file():
             shutil.copyfile(tokenizer, run.path / "tokenizer.json")
             about["tokenizer"] = sha256_of(tokenizer)
-        checkpoint.save(run, 0, checkpoint.model_tensors(model), about)
+        checkpoint.save(run, 0, shares(checkpoint.model_tensors(model), model.shape), about)
         data = dataclasses.replace(DataConfig(), tokenizer=str(folder))
         settings.save(Config(model=model.shape, data=data), run.config_file)
     finally:

@@ -11,11 +11,19 @@ class Interrupted(Exception):
     """Training was asked to stop, saved a checkpoint and did; the message says how to go on."""
 
 
-class Interruption:
-    """Ctrl-C and SIGTERM ask for a stop at the next step; a second one stops at once."""
+SIGNALS = {1: "interrupted", 2: "asked to stop (SIGTERM)"}
+"""What a number in Interruption.asked stands for."""
 
-    def __init__(self) -> None:
-        self.asked = ""
+
+class Interruption:
+    """Ctrl-C and SIGTERM ask for a stop at the next step; a second one stops at once.
+
+    A launcher passes on what the terminal has sent to all already, so a `patient` process ignores the second: the
+    launcher ends it when it takes too long.
+    """
+
+    def __init__(self, *, patient: bool = False) -> None:
+        self.asked, self.patient = 0, patient
 
     def __enter__(self) -> Interruption:
         self.before: dict[int, Any] = {}
@@ -29,5 +37,6 @@ class Interruption:
             signal.signal(number, handler)
 
     def _ask(self, number: int, _: object) -> None:
-        self.asked = "interrupted" if number == signal.SIGINT else "asked to stop (SIGTERM)"
-        signal.signal(number, self.before[number])
+        self.asked = 1 if number == signal.SIGINT else 2
+        if not self.patient:
+            signal.signal(number, self.before[number])

@@ -12,6 +12,7 @@ from yupana.errors import UserError
 from yupana.flops import limits as kept
 from yupana.flops.accelerators import Accelerator, accelerator
 from yupana.flops.hardware import bf16_is_fast, device_name
+from yupana.flops.layout import Layout
 from yupana.flops.limits import Limits
 from yupana.flops.memory import Setup, check
 from yupana.model.shapes import ModelShape
@@ -131,6 +132,44 @@ def prediction(
     if must_fit:
         check(planned, capacity, name)
     return predict(planned, source)
+
+
+def cluster(
+    shape: ModelShape,
+    seq_len: int,
+    micro_batch: int,
+    global_batch: int | None,
+    precision: str,
+    *,
+    hardware: str | None,
+    count: int,
+    layout: Layout | None,
+    node: int | None,
+    link: float | None,
+    network: float | None,
+    must_fit: bool = False,
+) -> dict[str, Any]:
+    """A step's prediction on `count` named accelerators, in a layout or in the one that is recommended.
+
+    `link` and `network` in GB/s, one way a card. Raises UserError as `prediction` does, for an accelerator whose links
+    are not known, and for a layout that does not suit.
+    """
+    from yupana.flops.cluster import cluster_prediction
+    from yupana.flops.interconnect import interconnect
+
+    if hardware is None or hardware == "cpu":
+        raise UserError("--count is for accelerators by their data sheet: name one with --hardware, such as h100")
+    card = accelerator(hardware)
+    links = interconnect(card.name, node, link, network)
+    share = setup(shape, seq_len, micro_batch, micro_batch, "bf16" if precision == "auto" else precision, "cuda")
+    result = cluster_prediction(share, count, card, links, layout, global_batch)
+    if must_fit and not result["fits"]:
+        needed = result["memory_bytes"]["total"] / 1e9
+        raise UserError(
+            f"a micro-batch of {result['micro_batch']} × {seq_len:,} tokens needs {needed:.1f} GB on each {card.name} of "
+            f"{card.memory_bytes / 1e9:.0f} GB: the largest that fits is {result['largest_micro_batch']}"
+        )
+    return result
 
 
 def rates_of(hardware: str | None, file: Path | None, precision: str, tell: Tell) -> tuple[Limits | Accelerator, str]:

@@ -8,20 +8,29 @@ one moment instead of two.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from yupana.config import OptimConfig
 from yupana.errors import UserError
+from yupana.train.shares import local
 
 LEAN_CHUNK = 1 << 23  # parameters updated at once in lean mode: its fp32 temporaries stay near 100 MB
 
+Norm = Callable[[dict[str, Tensor]], Tensor]  # of all gradients together, by parameter
+
+
+def norm_of_all(gradients: dict[str, Tensor]) -> Tensor:
+    """The norm of all gradients of a model that one process holds whole."""
+    return global_norm(list(gradients.values()))
+
 
 class Optimizer(Protocol):
-    """What the loop needs of an optimiser."""
+    """What the loop needs of an optimiser. Of a sharded model it sees this rank's parts alone, as plain tensors."""
 
     updated: dict[str, Tensor]
     """The tensors that `step` updates, by parameter; `.grad` holds what was collected."""
@@ -39,16 +48,19 @@ class Optimizer(Protocol):
         """Called once `state` has been filled from a checkpoint taken after `step` steps."""
 
 
-def build(model: nn.Module, precision: str, optim: OptimConfig, seed: int, kernel: str = "fused") -> Optimizer:
+def build(
+    model: nn.Module, precision: str, optim: OptimConfig, seed: int, kernel: str = "fused", norm: Norm = norm_of_all
+) -> Optimizer:
     """The optimiser of a precision: "fp32", "tf32", "bf16-autocast", "bf16" or "bf16-lean".
 
-    `kernel` is `fast.adamw`: "fused", "foreach" or "loop" (the lean one has its own).
+    `kernel` is `fast.adamw`: "fused", "foreach" or "loop" (the lean one has its own). `norm` gives the norm that is
+    clipped, where other ranks have parts of the gradients.
     """
     if precision == "bf16-lean":
         if optim.name != "adamw":
             raise UserError(f"optim.name is {optim.name}, but train.precision bf16-lean has an AdamW of its own: use bf16")
-        return LeanAdamW(model, optim, seed)
-    return TorchOptimizer(model, optim, masters=precision == "bf16", kernel=kernel)
+        return LeanAdamW(model, optim, seed, norm)
+    return TorchOptimizer(model, optim, precision == "bf16", kernel, norm)
 
 
 class TorchOptimizer:
@@ -58,13 +70,14 @@ class TorchOptimizer:
     size of 2502.16982, so that one learning rate serves both; fused Q, K and V are one matrix to it.
     """
 
-    def __init__(self, model: nn.Module, optim: OptimConfig, masters: bool, kernel: str = "fused") -> None:
+    def __init__(
+        self, model: nn.Module, optim: OptimConfig, masters: bool, kernel: str = "fused", norm: Norm = norm_of_all
+    ) -> None:
         self.names = [name for name, _ in model.named_parameters()]
-        self.weights: list[Tensor] = list(model.parameters())
-        self.masters: list[Tensor] = (
-            [w.detach().float().requires_grad_() for w in self.weights] if masters else self.weights
-        )
-        self.has_masters, self.clip = masters, optim.clip
+        self.parameters: list[Tensor] = list(model.parameters())
+        self.weights = [own(p) for p in self.parameters]
+        self.masters = [w.detach().float().requires_grad_() for w in self.weights] if masters else self.weights
+        self.has_masters, self.clip, self.norm = masters, optim.clip, norm
         self.updated = dict(zip(self.names, self.masters, strict=True))
         matrices = [m for n, m in self.updated.items() if optim.name == "muon" and n.startswith("layers.") and m.ndim == 2]
         chosen = {id(m) for m in matrices}
@@ -93,20 +106,22 @@ class TorchOptimizer:
         self.divides = kernel == "fused" and not matrices  # AdamW's one kernel can clip as it reads
 
     def collect(self) -> None:
-        """Add the bf16 gradients of a micro-batch to the masters', in fp32."""
-        if not self.has_masters:
-            return
-        for weight, master in zip(self.weights, self.masters, strict=True):
-            if weight.grad is None:
+        """Add the bf16 gradients of a micro-batch to the masters', in fp32; fp32 ones have added up where they are."""
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if parameter.grad is None or parameter is master:
                 continue
-            master.grad = weight.grad.float() if master.grad is None else master.grad.add_(weight.grad)
-            weight.grad = None
+            gradient = local(parameter.grad)
+            if not self.has_masters:
+                master.grad = gradient
+                continue
+            master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
+            parameter.grad = None
 
     @torch.no_grad()
     def step(self, step: int, lr: float) -> Tensor:
         """See Optimizer."""
-        gradients = [master.grad for master in self.masters if master.grad is not None]
-        norm = global_norm(gradients)
+        collected = {name: master.grad for name, master in self.updated.items() if master.grad is not None}
+        norm, gradients = self.norm(collected), list(collected.values())
         if self.clip and self.divides:
             self.parts[0].grad_scale = ((norm + 1e-6) / self.clip).clamp(min=1.0)  # type: ignore[attr-defined]
         elif self.clip:
@@ -116,6 +131,8 @@ class TorchOptimizer:
                 group["lr"] = lr
             part.step()
             part.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         if self.has_masters:
             torch._foreach_copy_(self.weights, self.masters)
         return norm
@@ -143,19 +160,23 @@ class LeanAdamW:
     of (seed, step), so a resumed run repeats them.
     """
 
-    def __init__(self, model: nn.Module, optim: OptimConfig, seed: int) -> None:
-        self.named = dict(model.named_parameters())
+    def __init__(self, model: nn.Module, optim: OptimConfig, seed: int, norm: Norm) -> None:
+        self.parameters = dict(model.named_parameters())
+        self.named = {name: own(p) for name, p in self.parameters.items()}
         self.updated: dict[str, Tensor] = dict(self.named)
         self.moments = {n: (torch.zeros_like(w), torch.zeros_like(w)) for n, w in self.named.items()}
-        self.optim, self.seed = optim, seed
+        self.optim, self.seed, self.norm = optim, seed, norm
 
     def collect(self) -> None:
-        """Gradients add up in bf16, in the weights' own `.grad`."""
+        """Gradients add up in bf16, in the parameters' own `.grad`."""
+        for name, parameter in self.parameters.items():
+            if parameter is not self.named[name]:
+                self.named[name].grad = None if parameter.grad is None else local(parameter.grad)
 
     @torch.no_grad()
     def step(self, step: int, lr: float) -> Tensor:
         """See Optimizer."""
-        norm = global_norm([w.grad for w in self.named.values() if w.grad is not None])
+        norm = self.norm({name: w.grad for name, w in self.named.items() if w.grad is not None})
         scale = (self.optim.clip / (norm + 1e-6)).clamp(max=1.0) if self.optim.clip else torch.ones_like(norm)
         generator = torch.Generator(device=norm.device).manual_seed(hash_seed(self.seed, step))
         for name, weight in self.named.items():
@@ -165,7 +186,7 @@ class LeanAdamW:
             flat = [t.view(-1).split(LEAN_CHUNK) for t in (weight, weight.grad, *self.moments[name])]
             for w, g, m, v in zip(*flat, strict=True):
                 self._update(w, g, m, v, scale, lr, decay, step, generator)
-            weight.grad = None
+            weight.grad = self.parameters[name].grad = None
         return norm
 
     def _update(
@@ -200,6 +221,11 @@ class LeanAdamW:
         """Nothing: the step is an argument of `step`."""
 
 
+def own(parameter: Tensor) -> Tensor:
+    """A parameter, or the part of it that this rank holds."""
+    return local(parameter) if isinstance(parameter, DTensor) else parameter
+
+
 def round_stochastically(x: Tensor, generator: torch.Generator) -> Tensor:
     """fp32 → bf16, up or down with the probability that makes the expectation x. Overwrites x.
 
@@ -213,8 +239,12 @@ def round_stochastically(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def global_norm(gradients: list[Tensor]) -> Tensor:
     """The Euclidean norm of all gradients together, an fp32 scalar; bf16 ones are summed in fp32, in pieces."""
-    squares = [torch.linalg.vector_norm(p, dtype=torch.float32).square() for g in gradients for p in pieces(g)]
-    return torch.stack(squares).sum().sqrt()
+    return torch.stack([part for gradient in gradients for part in squares(gradient)]).sum().sqrt()
+
+
+def squares(gradient: Tensor) -> list[Tensor]:
+    """The sums of squares of a gradient's pieces, fp32 scalars."""
+    return [torch.linalg.vector_norm(piece, dtype=torch.float32).square() for piece in pieces(gradient)]
 
 
 def pieces(tensor: Tensor) -> Iterator[Tensor]:

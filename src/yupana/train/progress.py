@@ -19,7 +19,7 @@ class Progress:
     """Step, loss, tokens/s, MFU, memory and the time left, on standard error."""
 
     def __init__(self, session: Session, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, quiet=not session.ranks.first)
         self.session, self.total = session, session.config.total_steps
         self.live = Live(console=self.console, refresh_per_second=4, transient=True)
         self.began, self.first, self.printed = time.monotonic(), session.start, float("-inf")
@@ -33,7 +33,8 @@ class Progress:
             f"[bold]{shape.parameters / 1e6:,.1f} M parameters[/] · {self.total:,} steps of "
             f"{session.config.train.global_batch} × {session.config.data.seq_len} tokens · {session.precision}"
             f"{', compiled' if session.compiled != 'off' else ''} · {peaks.device}, {sheet}"
-            f"{peaks.measured / 1e12:.3g} TFLOP/s measured",
+            f"{peaks.measured / 1e12:.3g} TFLOP/s measured"
+            + (f" · {session.ranks.count} ranks: {session.ranks.layout}" if session.ranks.count > 1 else ""),
             highlight=False,
             soft_wrap=True,
         )

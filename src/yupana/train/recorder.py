@@ -77,7 +77,7 @@ class Recorder:
             "seconds": self.seconds,
         }
         self.pending.clear()
-        self.session.run.log(self.last)
+        self._log(self.last)
         self.trackers.log(self.last)
         self.progress.stepped(self.last)
         if self.last["mfu"] > 1 and not self.doubted:
@@ -105,14 +105,14 @@ class Recorder:
                 for name, found in validation.by_source.items()
             }
             self.trackers.log({"step": step, **{f"val_loss/{n}": e.loss for n, e in validation.by_source.items()}})
-        self.session.run.log(self.validation)
+        self._log(self.validation)
         self.progress.evaluated(self.validation)
         self.paused(step)
         return validation
 
     def examined(self, step: int, parts: dict[str, Figures]) -> None:
         """A step was looked into (health.py): one line of metrics with the figures of each part."""
-        self.session.run.log({"step": step, "tokens": step * self.tokens_per_step, "health": parts})
+        self._log({"step": step, "tokens": step * self.tokens_per_step, "health": parts})
         flat = {f"{part}/{name}": v for part, found in parts.items() for name, v in found.items() if v is not None}
         self.trackers.log({"step": step, **flat})
 
@@ -123,6 +123,10 @@ class Recorder:
     def summary(self) -> dict[str, Any]:
         """The last line of metrics with the last evaluation's figures."""
         return {**self.validation, **self.last}
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self.session.ranks.first:
+            self.session.run.log(record)
 
     def _diverged(self, step: int, loss: float, grad_norm: float) -> str:
         session = self.session

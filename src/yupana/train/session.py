@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,15 @@ from yupana.corpus.shards import Corpus
 from yupana.errors import UserError
 from yupana.files import write_atomically, write_json
 from yupana.flops import count, hardware
+from yupana.flops.layout import check_layout
 from yupana.model.llama import Llama
 from yupana.run import RunDirectory
-from yupana.train import checkpoint, fast, host, optimizer
+from yupana.train import checkpoint, host, optimizer, parallel
 from yupana.train.limits import check_fits
 from yupana.train.loss import LossFunction
+from yupana.train.ranks import Ranks
+from yupana.train.saver import Saver
+from yupana.train.shares import ALONE, Share, shares
 
 # What a checkpoint's manifest and the configuration must agree on, or data would be skipped or repeated.
 MUST_MATCH = {
@@ -56,14 +60,23 @@ class Session:
     optimizer: optimizer.Optimizer
     batches: Batches
     loss_function: LossFunction
+    summed_loss: parallel.Summed
+    saver: Saver
+    ranks: Ranks = ALONE
     start: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
     @property
     def micro_batch(self) -> int:
-        """Sequences in one forward and backward pass."""
-        return self.config.train.micro_batch or self.config.train.global_batch
+        """Sequences in one forward and backward pass of a rank."""
+        return self.config.train.micro_batch or len(self.rows)
+
+    @property
+    def rows(self) -> range:
+        """The sequences of each global batch that are this rank's."""
+        size = self.config.train.global_batch // self.ranks.layout.data
+        return range(self.ranks.data_rank * size, (self.ranks.data_rank + 1) * size)
 
     @property
     def corpus(self) -> Corpus:
@@ -79,12 +92,21 @@ class Session:
         )
 
 
-def prepare(config: Config, run: RunDirectory, mixture: Mixture, *, resume: bool) -> Session:
-    """Check that everything fits, build the model, and load the last good checkpoint when resuming."""
+def prepare(
+    config: Config, run: RunDirectory, mixture: Mixture, *, resume: bool, ranks: Ranks = ALONE
+) -> Session:
+    """Check that everything fits, build the model, and load the last good checkpoint when resuming.
+
+    Every rank calls it together; rank 0 writes the run directory.
+    """
     device = choose_device(config.train.device)
+    ranks = ranks.laid_out(config.parallel, device)
+    check_layout(
+        ranks.layout, config.model, config.data.seq_len, config.train.global_batch, config.train.micro_batch
+    )
     fits(config, mixture)
-    precision = choose_precision(config.train.precision, device)
-    peaks = hardware.peaks(device, {"fp32": "float32", "tf32": "tf32"}.get(precision, "bfloat16"))
+    # One machine measures for all: ranks that disagreed on precision would train different models.
+    precision, peaks = ranks.at_first(lambda: machine(config, device, ranks.count))
     host.make_deterministic(device)
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     batches = Batches(
@@ -94,11 +116,11 @@ def prepare(config: Config, run: RunDirectory, mixture: Mixture, *, resume: bool
         seed=config.data.seed,
         packing=config.data.packing,
     )
-    if config.fast.recompute == "none":
+    if config.fast.recompute == "none" and ranks.count == 1:
         rows = config.train.micro_batch or config.train.global_batch
         check_fits(config.model, config.data.seq_len, rows, config.train.global_batch, precision, device)
-    model = build_model(config, device, precision)
-    compiled = host.how_to_compile(config, device, peaks.best_known)
+    compiled = parallel.how_to_compile(config, ranks.layout, device, peaks.best_known)
+    model = parallel.build(config, ranks, device, precision, compiled)
     session = Session(
         config,
         run,
@@ -108,22 +130,43 @@ def prepare(config: Config, run: RunDirectory, mixture: Mixture, *, resume: bool
         compiled,
         peaks,
         model,
-        optimizer.build(model, precision, config.optim, config.train.seed, config.fast.adamw),
+        build_optimizer(config, model, precision, ranks),
         batches,
-        fast.loss_function(config, compiled),
+        *parallel.loss_functions(config, ranks, compiled),
+        Saver(run, ranks, config.checkpoint.keep, background=config.checkpoint.background),
+        ranks,
     )
-    fast.apply(model, config, device, compiled)
     if resume:
         restore(session)
-    settings.save(config, run.config_file)
-    write_atomically(run.path / "tokenizer.json", session.corpus.tokenizer_file.read_bytes())
-    write_json(run.env_file, environment(session))
-    run.rewind(session.start)
+    ranks.at_first(lambda: begin_files(session))
     return session
 
 
+def machine(config: Config, device: str, count: int) -> tuple[str, hardware.Peaks]:
+    """The precision that the configuration comes to here, and the peak of `count` devices like this one."""
+    precision = choose_precision(config.train.precision, device)
+    one = hardware.peaks(device, {"fp32": "float32", "tf32": "tf32"}.get(precision, "bfloat16"))
+    sheet = one.data_sheet and one.data_sheet * count
+    return precision, replace(one, measured=one.measured * count, data_sheet=sheet)
+
+
+def build_optimizer(config: Config, model: Llama, precision: str, ranks: Ranks) -> optimizer.Optimizer:
+    """A fresh optimiser over this rank's parts of the model."""
+    norm = parallel.norm_function(ranks)
+    return optimizer.build(model, precision, config.optim, config.train.seed, config.fast.adamw, norm)
+
+
+def begin_files(session: Session) -> None:
+    """What stands in the run directory before the first step."""
+    run = session.run
+    settings.save(session.config, run.config_file)
+    write_atomically(run.path / "tokenizer.json", session.corpus.tokenizer_file.read_bytes())
+    write_json(run.env_file, environment(session))
+    run.rewind(session.start)
+
+
 def build_model(config: Config, device: str, precision: str) -> Llama:
-    """The initial model, in the dtype that the precision keeps its weights in."""
+    """The plain initial model, in the dtype that the precision keeps its weights in."""
     dtype = torch.bfloat16 if precision in ("bf16", "bf16-lean") else torch.float32
     with torch.device("meta"):
         model = Llama(config.model).to(dtype)
@@ -132,9 +175,15 @@ def build_model(config: Config, device: str, precision: str) -> Llama:
     return model
 
 
+def state(session: Session) -> dict[str, Share]:
+    """All that a checkpoint holds, as far as it is this rank's."""
+    tensors = checkpoint.model_tensors(session.model) | session.optimizer.state()
+    return shares(tensors, session.config.model, session.ranks)
+
+
 def restore(session: Session) -> None:
     """Load the newest undamaged checkpoint, if there is one, and go on after it."""
-    folder, session.notes = checkpoint.newest_good(session.run)
+    folder, session.notes = session.ranks.at_first(lambda: checkpoint.newest_good(session.run))
     if folder is None:
         if session.notes:
             raise UserError(f"{session.run.path} has no undamaged checkpoint: {'; '.join(session.notes)}")
@@ -143,22 +192,22 @@ def restore(session: Session) -> None:
     about = checkpoint.manifest(folder)
     same_run(session, about)
     if about.get("imported"):  # weights alone, from a Hugging Face folder: the optimiser begins afresh
-        weights = dict(checkpoint.load_model(folder).named_parameters())
-        with torch.no_grad():
-            for name, parameter in session.model.named_parameters():
-                parameter.copy_(weights[name])
-        session.optimizer = optimizer.build(
-            session.model,
-            session.precision,
-            session.config.optim,
-            session.config.train.seed,
-            session.config.fast.adamw,
-        )
+        import_weights(session, folder, about["dtype"])
     else:
-        checkpoint.load(folder, checkpoint.model_tensors(session.model) | session.optimizer.state())
+        checkpoint.load(folder, state(session))
     session.start, session.seconds = about["step"], about["seconds"]
     session.optimizer.loaded(session.start)
     session.notes.append(f"resumed from {folder.name}")
+
+
+def import_weights(session: Session, folder: Path, dtype: str) -> None:
+    """The weights of a checkpoint that may be in another dtype; the optimiser makes its own copies of them."""
+    weights = checkpoint.model_tensors(session.model)
+    stored = {name: torch.empty_like(here, dtype=getattr(torch, dtype)) for name, here in weights.items()}
+    checkpoint.load(folder, shares(stored, session.config.model, session.ranks))
+    for name, here in weights.items():
+        here.copy_(stored[name])
+    session.optimizer = build_optimizer(session.config, session.model, session.precision, session.ranks)
 
 
 def same_run(session: Session, about: dict[str, Any]) -> None:
@@ -232,6 +281,8 @@ def environment(session: Session) -> dict[str, Any]:
         "device": session.peaks.device,
         "device_kind": session.device,
         "threads": torch.get_num_threads(),
+        "ranks": session.ranks.count,
+        "layout": asdict(session.ranks.layout),
         "precision": session.precision,
         "compiled": session.compiled,
         "peaks": hardware.describe(session.peaks),

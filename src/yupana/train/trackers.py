@@ -18,8 +18,8 @@ from yupana.run import RunDirectory
 class Trackers:
     """The trackers that the configuration asks for, under the same metric names as metrics.jsonl."""
 
-    def __init__(self, config: Config, run: RunDirectory) -> None:
-        self.config, self.run = config, run
+    def __init__(self, config: Config, run: RunDirectory, *, active: bool = True) -> None:
+        self.config, self.run, self.active = config, run, active
         self.logs: dict[str, Callable[[dict[str, Any]], None]] = {}
         self.closes: list[Callable[[], None]] = []
 
@@ -31,7 +31,7 @@ class Trackers:
             "Weights & Biases": self._open_wandb,
             "Trackio": self._open_trackio,
         }
-        for name in (name for name, on in wanted.items() if on):
+        for name in (name for name, on in wanted.items() if on and self.active):
             try:
                 opens[name]()
             except UserError:
