@@ -31,6 +31,7 @@ from yupana.scaling import (
     shapes,
 )
 from yupana.scaling.compare import compare
+from yupana.scaling.fit import ParametricFit
 from yupana.scaling.predict import predict
 from yupana.scaling.solve import huber, minimise
 
@@ -853,3 +854,13 @@ def test_a_sweep_goes_on_where_it_stopped(yupana, tmp_path, corpus):
     assert json.loads(again.stdout)["done"] == 2
     assert redone.is_file()
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items() if path != redone)
+
+
+def test_a_refit_that_runs_away_has_no_standard_error():
+    names = ("E", "A", "B", "alpha", "beta")
+    refits = np.array([[1.0, 1e300, 1.0, 0.3, 0.3], [1.0, 1.0, 2.0, 0.4, 0.3]])
+    fit = ParametricFit("chinchilla", dict.fromkeys(names, 1.0), 0.0, np.zeros(3), refits, 1.0, 64)
+    errors = fit.standard_errors()
+    assert errors["A"] is None
+    assert errors["B"] == 0.5
+    assert "Infinity" not in json.dumps(errors)

@@ -44,7 +44,8 @@ def draw_fit(result: dict[str, Any], points: Any) -> Any:
         points.n, points.loss, c=colours((np.log10(points.flops) - low) / max(high - low, 1e-9)), s=14, linewidths=0
     )
     sizes = np.geomspace(points.n.min() / 1.5, points.n.max() * 1.5, 300)
-    shown = np.geomspace(10**low, 10**high, 5)
+    shown = np.unique(10 ** np.log10(points.flops).round(1))  # the sweep's own budgets, where they are few
+    shown = shown if len(shown) <= 6 else np.geomspace(10**low, 10**high, 5)
     ceiling = float(points.loss.max()) * 1.03
     for flops in shown:
         curve = _loss(result["parameters"], sizes, flops / (6 * sizes))
@@ -60,7 +61,7 @@ def draw_fit(result: dict[str, Any], points: Any) -> Any:
     optimum = np.array([_optimum(result["parameters"], c) for c in path])
     left.plot(optimum[:, 0], optimum[:, 1], color="black", linewidth=1.2, linestyle="--")
     left.set(xscale="log", xlabel="parameters N", ylabel="loss (nats a token)")
-    left.set_ylim(np.nanmin([points.loss.min(), *optimum[:, 1]]) * 0.965, ceiling)
+    left.set_ylim(np.nanmin([points.loss.min(), *optimum[:, 1]]) * 0.95, ceiling)
     left.set_title("Loss at a budget (colour, FLOPs); dashed: the optimum", loc="left", fontsize=10)
     _draw_optimum(right, result, path)
     return figure

@@ -15,7 +15,8 @@ def fit_table(result: dict[str, Any]) -> Group:
         table.add_column(column, justify="left" if column == "parameter" else "right")
     errors = result.get("standard_errors", {})
     for name, value in result["parameters"].items():
-        table.add_row(name, _figure(value), _pair(result["intervals"].get(name)), _figure(errors.get(name)))
+        error = "boundless" if name in errors and errors[name] is None else _figure(errors.get(name))
+        table.add_row(name, _figure(value), _pair(result["intervals"].get(name)), error)
     if "exponent_n" not in result["parameters"] and result["exponent_n"] is not None:
         interval = _pair(result["intervals"].get("exponent_n"))
         table.add_row("exponent_n (a in N ∝ C^a)", _figure(result["exponent_n"]), interval, "")

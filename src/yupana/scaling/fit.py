@@ -45,9 +45,13 @@ class ParametricFit:
         columns["exponent_n"] = np.array(exponent(self.form, self.samples))
         return {name: _central(values, level) for name, values in columns.items()}
 
-    def standard_errors(self) -> dict[str, float]:
-        """Bootstrap standard deviation of every parameter."""
-        return dict(zip(self.parameters, self.samples.std(axis=0).tolist(), strict=True)) if len(self.samples) else {}
+    def standard_errors(self) -> dict[str, float | None]:
+        """Bootstrap standard deviation of every parameter; None where refits run away, so that it has none."""
+        if not len(self.samples):
+            return {}
+        with np.errstate(over="ignore"):
+            errors = self.samples.std(axis=0)
+        return {name: float(e) if np.isfinite(e) else None for name, e in zip(self.parameters, errors, strict=True)}
 
 
 def exponent(form: str, rows: Array) -> list[float]:
