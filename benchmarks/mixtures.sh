@@ -5,7 +5,7 @@
 #
 # One tokenizer for all five, a corpus each, then two runs of 0.2 M tokens that differ in data.corpus alone. Their
 # reports (runs/prose-first/report.html, runs/code-first/report.html) show the loss of each source over the run.
-# A short demonstration of a report, not of how good the models are: about ten minutes on two cores.
+# A short demonstration of a report, not of how good the models are.
 set -eu
 sources=${1:?name the folder of sources} runs=${2:?name a folder for the runs}
 yupana=${YUPANA:-yupana}
