@@ -126,7 +126,8 @@ def trained(tmp_path_factory, corpus):
             {"do": "save_again", **again},
         ],
     )  # fmt: skip
-    moved = [*base, "--train.steps=15", *STEPS[1:]]
+    one = ["--parallel.replicate=1", "--parallel.tp=1"]  # the run.yaml that is resumed says otherwise
+    moved = [*base, "--train.steps=15", *STEPS[1:], *one]
     begin(RunDirectory(folder / "moved"), None, None, moved, resume=True)
     steps = [
         {"do": "step", "run": str(folder / "step"), "settings": [*base, "--train.steps=1", *options, *more]}
@@ -422,7 +423,7 @@ def test_documented_commands_are_understood(file):
     """torchrun's own parser takes every documented command apart as it is meant, and yupana's takes the rest."""
     from torch.distributed.run import parse_args
 
-    from yupana.cli import _parser
+    from yupana.cli import parser
 
     text = (Path(__file__).parents[1] / "docs" / file).read_text().replace("\\\n", " ")
     commands = [line for line in text.splitlines() if "torchrun" in line and "-- yupana train" in line]
@@ -432,7 +433,7 @@ def test_documented_commands_are_understood(file):
         asked = parse_args(words)
         assert asked.module
         assert asked.training_script == "yupana"
-        arguments = _parser().parse_args(asked.training_script_args)
+        arguments = parser().parse_args(asked.training_script_args)
         assert (arguments.command, arguments.resume) == ("train", True)
 
 

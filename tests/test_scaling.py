@@ -864,3 +864,13 @@ def test_a_refit_that_runs_away_has_no_standard_error():
     assert errors["A"] is None
     assert errors["B"] == 0.5
     assert "Infinity" not in json.dumps(errors)
+
+
+def test_a_law_that_missed_larger_runs_says_so_when_it_goes_beyond_its_own():
+    held_out = {"below": 1.5e13, "furthest": 4.0, "mean_error": 0.0435}
+    law = laws.ChinchillaLaw(1.8, 480, 2100, 0.35, 0.37, largest_flops=2e13, held_out=held_out)
+    beyond, within = predict(law, 1e6, 1e7), predict(law, 1e6, 1e6)
+    assert "told the losses up to 4 times beyond 4.3% too high" in beyond["warnings"][-1]
+    assert not any("too high" in line for line in within["warnings"])
+    exact = dataclasses.replace(law, held_out=held_out | {"mean_error": 0.004})
+    assert not any("too high" in line for line in predict(exact, 1e6, 1e7)["warnings"])

@@ -40,6 +40,8 @@ class ChinchillaLaw:
     """Bootstrap refits (E, A, B, alpha, beta), where there are any."""
     largest_flops: float | None = None
     """The largest 6·N·D the law was fitted on, where it is known."""
+    held_out: dict[str, float] | None = field(default=None, repr=False)
+    """How the law, fitted below a budget, told the losses above it (diagnose.py), where that was tried."""
 
     @classmethod
     def of(cls, values: Any, **about: Any) -> ChinchillaLaw:

@@ -21,6 +21,7 @@ from yupana.scaling import counting, hyperparameters, laws
 from yupana.scaling.laws import ChinchillaLaw
 from yupana.scaling.shapes import family
 
+WORTH_A_WORD = 0.01  # of the loss: an error on held-out runs below that is not told
 FURTHEST = 100.0  # times the largest budget a law was fitted on, without --far
 SIZES = (0.25, 0.5, 2**-0.5, 1.0, 2**0.5, 2.0, 4.0)  # of the trade-off curve, in models of the optimum's size
 
@@ -253,7 +254,21 @@ def _extrapolation(request: Request, law: ChinchillaLaw) -> list[str]:
             f"{request.flops:.3g} FLOPs are {times:,.0f} times the largest run the law '{law.name}' was fitted on: fit "
             "it on larger runs, or add --far to extrapolate all the same"
         )
-    return [f"the budget is {times:,.1f} times the largest run the law was fitted on"]
+    return [f"the budget is {times:,.1f} times the largest run the law was fitted on", *missed(law)]
+
+
+def missed(law: ChinchillaLaw) -> list[str]:
+    """The error that the law made on larger runs than it was fitted on, where it was tried and is worth a word.
+
+    An interval of refits holds the scatter of runs and not the error of the law's own form.
+    """
+    error = (law.held_out or {}).get("mean_error", 0.0)
+    if law.held_out is None or abs(error) < WORTH_A_WORD:
+        return []
+    return [
+        f"fitted below {law.held_out['below']:.2g} FLOPs, this law told the losses up to {law.held_out['furthest']:.0f} times "
+        f"beyond {abs(error):.1%} too {'high' if error > 0 else 'low'}: expect the same here, outside the interval"
+    ]
 
 
 def _caveats(request: Request, law: ChinchillaLaw, tokens: int) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 from yupana.errors import UserError
 from yupana.scaling.annealing import annealing_area, forward_area
 from yupana.scaling.laws import ChinchillaLaw
-from yupana.scaling.plan import FURTHEST
+from yupana.scaling.plan import FURTHEST, missed
 
 Array = Any  # a numpy array
 
@@ -55,6 +55,7 @@ def predict(
     warnings = [] if pair else [f"the law '{law.name}' comes without uncertainty, so there is no interval"]
     if law.largest_flops and flops > law.largest_flops:
         warnings.append(f"the run is {flops / law.largest_flops:,.1f} times the largest one the law was fitted on")
+        warnings += missed(law)
     return {
         "law": law.name,
         "parameters": n,

@@ -98,6 +98,7 @@ def load_law(name: str) -> ChinchillaLaw:
         residual=content.get("diagnostics", {}).get("residual_sd", 0.0),
         samples=tuple(tuple(row[:5]) for row in content.get("samples", ())),
         largest_flops=content.get("largest_flops"),
+        held_out=content.get("held_out"),
     )
 
 
