@@ -262,12 +262,12 @@ def missed(law: ChinchillaLaw) -> list[str]:
 
     An interval of refits holds the scatter of runs and not the error of the law's own form.
     """
-    error = (law.held_out or {}).get("mean_error", 0.0)
-    if law.held_out is None or abs(error) < WORTH_A_WORD:
+    tried = law.held_out
+    if tried is None or abs(error := tried["mean_error"]) < WORTH_A_WORD:
         return []
     return [
-        f"fitted below {law.held_out['below']:.2g} FLOPs, this law told the losses up to {law.held_out['furthest']:.0f} times "
-        f"beyond {abs(error):.1%} too {'high' if error > 0 else 'low'}: expect the same here, outside the interval"
+        f"fitted below {tried['below']:.2g} FLOPs, this law told the losses up to {tried['furthest']:.0f} times beyond "
+        f"{abs(error):.1%} too {'high' if error > 0 else 'low'}: expect the same here, outside the interval"
     ]
 
 
