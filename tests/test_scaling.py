@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from yupana import config
 from yupana.cli import main
 from yupana.errors import UserError
 from yupana.flops.count import flops_per_token
-from yupana.run import RunDirectory
+from yupana.run import RunDirectory, open_run
 from yupana.scaling import (
     allocation,
     annealing,
@@ -30,6 +31,7 @@ from yupana.scaling import (
     runs,
     shapes,
 )
+from yupana.scaling import sweep as sweeping
 from yupana.scaling.compare import compare
 from yupana.scaling.fit import ParametricFit
 from yupana.scaling.predict import predict
@@ -832,6 +834,7 @@ def test_sweeps_are_isoflop_and_refuse_what_does_not_fit(capsys, tmp_path):
     refused(capsys, [*sweep, sweep_file(tmp_path, "python", budgets="many")], "budgets", "a list of numbers")
     refused(capsys, [*sweep, sweep_file(tmp_path, "python", sizees=3)], "'sizees'", "did you mean 'sizes'")
     refused(capsys, [*sweep, sweep_file(tmp_path, "python", convention="9ND")], "6ND, palm, exact")
+    refused(capsys, [*sweep, sweep_file(tmp_path, "python", executor="slurm")], "here or submitit")
     refused(capsys, [*sweep, sweep_file(tmp_path, "python", budgets=[1e7])], "larger budgets")
 
 
@@ -845,8 +848,6 @@ def test_a_sweep_goes_on_where_it_stopped(yupana, tmp_path, corpus):
     assert told["seconds_left"] == 0
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep" / "runs").rglob("metrics.jsonl")}
     assert len(stamps) == 2
-    import shutil
-
     redone = sorted(stamps)[1]
     shutil.rmtree(redone.parent)
     again = yupana("scaling", "sweep", file, "--json")
@@ -854,6 +855,37 @@ def test_a_sweep_goes_on_where_it_stopped(yupana, tmp_path, corpus):
     assert json.loads(again.stdout)["done"] == 2
     assert redone.is_file()
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items() if path != redone)
+
+
+@pytest.mark.slow
+def test_a_sweep_by_submitit_makes_the_same_runs(yupana, tmp_path, corpus):
+    """submitit's own local processes, two at a time, give the losses of the processes here; a broken run is named."""
+    pytest.importorskip("submitit")
+    losses = {}
+    for executor in ("here", "submitit"):
+        (tmp_path / executor).mkdir()
+        file = sweep_file(tmp_path / executor, corpus, executor=executor, jobs=2)
+        done = yupana("scaling", "sweep", file, "--json")
+        assert done.returncode == 0, done.stderr
+        runs_made = sorted((tmp_path / executor / "sweep" / "runs").iterdir())
+        losses[executor] = {run.name: open_run(run).metrics()[-1]["val_loss"] for run in runs_made}
+    assert len(losses["here"]) == 2
+    assert losses["submitit"] == pytest.approx(losses["here"], rel=1e-6)
+
+    folder = tmp_path / "submitit" / "sweep"
+    broken = sorted((folder / "runs").iterdir())[1]
+    shutil.rmtree(broken)
+    broken.write_text("no folder")
+    again = yupana("scaling", "sweep", tmp_path / "submitit" / "sweep.yaml", "--json")
+    assert again.returncode == 1
+    assert json.loads(again.stdout)["failed"] == [broken.name]
+
+
+def test_runs_side_by_side_share_threads_and_have_a_gpu_each():
+    here = sweeping.Sweep(out="x", budgets=(1e12,), jobs=2, device="cuda")
+    assert [sweeping.shared(here, place)["CUDA_VISIBLE_DEVICES"] for place in range(2)] == ["0", "1"]
+    assert "CUDA_VISIBLE_DEVICES" not in sweeping.shared(dataclasses.replace(here, device="cpu"), 1)
+    assert sweeping.shared(dataclasses.replace(here, jobs=1), 0) == {}
 
 
 def test_a_refit_that_runs_away_has_no_standard_error():

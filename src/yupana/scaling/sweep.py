@@ -1,4 +1,4 @@
-"""A grid of IsoFLOP runs: sizes × budgets × seeds, each an ordinary run directory, one or `jobs` at a time.
+"""A grid of IsoFLOP runs: sizes × budgets × seeds, each an ordinary run directory, `jobs` at a time, here or by submitit.
 
 The sweep keeps no state of its own: a run is done when its directory says so, so an interrupted sweep goes on where it
 stopped, and `yupana scaling fit OUT/runs/*` reads the result.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -25,6 +24,7 @@ from yupana.model.shapes import ModelShape
 from yupana.run import RunDirectory
 from yupana.scaling import counting, hyperparameters
 from yupana.scaling.result import load_law
+from yupana.scaling.submission import Training, submitted
 
 FEWEST_STEPS = 30
 
@@ -68,7 +68,14 @@ class Sweep:
     device: str = "auto"
     compile: str = "off"
     jobs: int = 1
-    """Runs at a time on this machine, which share its processor's threads: models too small for all of them."""
+    """Runs at a time. On this machine they share its processor's threads (models too small for all of them), or have a
+    GPU each."""
+    executor: str = "here"
+    """here: processes of this one; submitit: Slurm's jobs where there is Slurm, submitit's local ones elsewhere."""
+    minutes: int = 240
+    """Of one run at most, for submitit: one that is cut off or pre-empted is queued again and goes on."""
+    partition: str = ""
+    """Slurm's, for submitit."""
     eval_tokens: int = 131_072
     evaluations: int = 5
     """Of a run, beside the one before its first step; they cost as much as a third of training on their tokens."""
@@ -78,7 +85,10 @@ class Sweep:
     def __post_init__(self) -> None:
         if not self.budgets or min(self.budgets) <= 0:
             raise UserError("budgets in the sweep's file must be a list of positive FLOPs, such as [1e13, 3e13, 1e14]")
-        for name in ("sizes", "vocab_size", "seq_len", "head_dim", "aspect", "lr_scale", "lr_most", "batch_scale", "jobs"):
+        if self.executor not in ("here", "submitit"):
+            raise UserError(f"executor in the sweep's file is here or submitit, not '{self.executor}'")
+        positive = ("sizes", "vocab_size", "seq_len", "head_dim", "aspect", "lr_scale", "lr_most", "batch_scale", "jobs")
+        for name in (*positive, "minutes"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} in the sweep's file must be positive, got {getattr(self, name)}")
         if self.evaluations < 1 or self.checkpoints < 0:
@@ -170,37 +180,58 @@ def make(sweep: Sweep, runs: list[Planned], told: Callable[[str], None]) -> list
 
     `told` gets a line before and after each. Each run is a `yupana train` process of its own, its output in
     OUT/logs/NAME.log; a run that had begun is resumed. The first runs alone: it prepares the text for all.
+    Raises UserError where submitit is asked for and not installed.
     """
+    launch = submitted(sweep) if sweep.executor == "submitit" else Training.__call__
     write_configurations(sweep, runs)
     (Path(sweep.out) / "logs").mkdir(exist_ok=True)
     waiting = [one for one in runs if one.state != "done"]
+    places: SimpleQueue[int] = SimpleQueue()
+    for place in range(sweep.jobs):
+        places.put(place)
+
+    def train(one: Planned) -> int:
+        place = places.get()
+        try:
+            return _train(sweep, one, place, launch, told)
+        finally:
+            places.put(place)
+
     with ThreadPoolExecutor(sweep.jobs) as pool:
         try:
-            codes = [_train(sweep, one, told) for one in waiting[:1]]
-            codes += pool.map(lambda one: _train(sweep, one, told), waiting[1:])
+            codes = [train(one) for one in waiting[:1]]
+            codes += pool.map(train, waiting[1:])
         except BaseException:  # Ctrl-C: the processes have it too; begin no more of them
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return [one.name for one, code in zip(waiting, codes, strict=True) if code]
 
 
-def _train(sweep: Sweep, one: Planned, told: Callable[[str], None]) -> int:
-    """One run as a process with its share of the threads; its exit code."""
+def _train(
+    sweep: Sweep, one: Planned, place: int, launch: Callable[[Training], int], told: Callable[[str], None]
+) -> int:
+    """One run; its exit code."""
     told(f"{one.name}: {one.config.model.parameters:,} parameters, {one.tokens:,} tokens")
-    file, output = Path(sweep.out) / "configs" / f"{one.name}.yaml", Path(sweep.out) / "logs" / f"{one.name}.log"
-    command = [sys.executable, "-m", "yupana", "train", "--config", str(file), "--run", str(one.run.path), "--json"]
-    threads = {} if sweep.jobs == 1 else {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // sweep.jobs))}
-    with open(output, "a") as log:
-        code = subprocess.run(
-            [*command, *(["--resume"] if one.run.exists else [])],
-            stdout=log, stderr=subprocess.STDOUT, env=os.environ | threads, check=False,
-        ).returncode  # fmt: skip
+    out = Path(sweep.out).absolute()
+    output = out / "logs" / f"{one.name}.log"
+    environment = {} if sweep.executor == "submitit" else shared(sweep, place)
+    file = out / "configs" / f"{one.name}.yaml"
+    code = launch(Training(str(file), str(one.run.path.absolute()), str(output), environment))
     if code:
         told(f"    {one.name} failed ({code}): see {output}")
     else:
         losses = [record["val_loss"] for record in one.run.metrics() if "val_loss" in record]
         told(f"    {one.name}: validation loss {losses[-1]:.4f}")
     return code
+
+
+def shared(sweep: Sweep, place: int) -> dict[str, str]:
+    """What a run in one of `jobs` places on this machine gets of it: its share of the threads, and a GPU of its own."""
+    if sweep.jobs == 1:
+        return {}
+    threads = max(1, len(os.sched_getaffinity(0)) // sweep.jobs)
+    gpu = {"CUDA_VISIBLE_DEVICES": str(place)} if sweep.device == "cuda" else {}
+    return {"OMP_NUM_THREADS": str(threads), **gpu}
 
 
 def _typed(key: str, value: Any, hint: Any, path: Path) -> Any:
