@@ -66,6 +66,8 @@ def _tell_repetition(config: Any, mixture: Any) -> None:
 
     planned = mixture.planned(config.total_steps, config.data.seq_len, config.train.global_batch, config.data.seed)
     unique = {name: corpus.info["splits"]["train"]["tokens"] for name, corpus in mixture.sources.items()}
+    if min(unique.values()) <= config.data.seq_len:  # which training refuses, and one sentence is enough
+        return
     for line in told(config.model.parameters, planned, unique):
         print(f"yupana: {line}", file=sys.stderr)
 
