@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from yupana import config as settings
 from yupana.errors import UserError
@@ -50,6 +51,16 @@ class Counted(CommDebugMode):
     def __init__(self):
         super().__init__()
         self.found = {}
+
+    def __enter__(self):
+        """Without torch's tracking of modules, which loses its way where FSDP wraps a method that is not forward."""
+        self.comm_counts.clear()
+        self.advanced_module_tracker.module_parents_dict[self.advanced_module_tracker.name] = set()
+        return TorchDispatchMode.__enter__(self)
+
+    def __exit__(self, *error):
+        """As __enter__."""
+        TorchDispatchMode.__exit__(self, *error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = super().__torch_dispatch__(func, types, args, kwargs)
