@@ -306,21 +306,6 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
-def test_killed_ranks_are_started_again_and_lose_nothing(tmp_path):
-    """The script kills as often as it is told; its docstring says how the 20 of the documentation were done."""
-    script = Path(__file__).parents[1] / "benchmarks" / "killed_ranks.py"
-    done = subprocess.run(
-        [sys.executable, script, "--kills", "2", "--ranks", "2", "--folder", tmp_path, "--steps", "30"],
-        capture_output=True, text=True, check=False, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["kills"] == 2
-    assert result["same_bit_for_bit"]
-    assert result["orphans"] == 0
-
-
 def children(pid):
     """The processes that a process has started."""
     found = []
