@@ -160,7 +160,11 @@ def test_a_rung_that_loses_loss_or_time_is_let_go_of():
 def test_explain_and_ladder_through_the_command_line(tmp_path, corpus, yupana):
     arguments = [*TINY, f"--data.corpus={corpus}", "--train.steps=4"]
     run = tmp_path / "run"
-    assert yupana("train", "7m", "--run", run, *arguments, "--train.tokens=null").returncode == 0
+    trained = yupana("train", "7m", "--run", run, *arguments, "--train.tokens=null", "--explain")
+    assert trained.returncode == 0, trained.stderr
+    assert "One step:" in trained.stdout
+    seen = json.loads((run / "waterfall.json").read_text())
+    assert seen["mfu"]["exact"] + sum(p["lost_share"] for p in seen["parts"]) == pytest.approx(1, abs=0.02)
     done = yupana("flops", "explain", run, "--steps", "3", "--save", tmp_path / "fall.png", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

@@ -1,8 +1,8 @@
 """yupana pretrains Llama-family models and accounts for every FLOP.
 
-In Python, what the commands do: `settings`, `pretrain`, `steps`, `open_run`, `count`, `fit`, `plan`, `tune_model`, and
-`YupanaCallback` for a `transformers` Trainer. Each is imported when it is first used (PEP 562), so `import yupana`
-costs nothing.
+In Python, what the commands do: `settings`, `pretrain`, `steps`, `open_run`, `explain`, `count`, `fit`, `plan`,
+`tune_model`, and `YupanaCallback` for a `transformers` Trainer. Each is imported when it is first used (PEP 562), so
+`import yupana` costs nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from yupana.api import Run as Run
     from yupana.api import count as count
+    from yupana.api import explain as explain
     from yupana.api import fit as fit
     from yupana.api import open_run as open_run
     from yupana.api import plan as plan
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     **dict.fromkeys(
-        ["Run", "count", "fit", "open_run", "plan", "pretrain", "settings", "steps", "tune_model"], "yupana.api"
+        ["Run", "count", "explain", "fit", "open_run", "plan", "pretrain", "settings", "steps", "tune_model"], "yupana.api"
     ),
     "Config": "yupana.config",
     "UserError": "yupana.errors",

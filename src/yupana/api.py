@@ -155,6 +155,19 @@ def count(model: str | Config, seq_len: int) -> dict[str, Any]:
     }
 
 
+def explain(settings: Config | Run | str, steps: int = 5) -> dict[str, Any]:
+    """Where the MFU of a configuration goes, as `yupana flops explain --json` gives it: steps timed, steps profiled.
+
+    `settings` is a Config, a Run, or what the command takes: a preset, a run.yaml or a run directory. Raises UserError.
+    """
+    from yupana.named import config_of
+    from yupana.train.profile import explained
+
+    if isinstance(settings, Run):
+        settings = settings.config
+    return explained(settings if isinstance(settings, Config) else config_of(settings), steps)
+
+
 def fit(*sources: Path | str, **options: Any) -> dict[str, Any]:
     """A scaling law from one CSV file of points or from finished runs, as `yupana scaling fit --json` gives it.
 

@@ -81,28 +81,18 @@ def count(arguments: argparse.Namespace) -> int:
 
 def explain(arguments: argparse.Namespace) -> int:
     """`yupana flops explain`."""
-    from yupana.errors import UserError
     from yupana.files import write_json
-    from yupana.flops.explain import explain as make_sense
     from yupana.named import config_of
     from yupana.report.mfu_plots import draw_waterfall, save_png
     from yupana.report.mfu_text import waterfall_table
     from yupana.train import host
 
-    if arguments.steps < 1:
-        raise UserError(f"--steps must be at least 1, got {arguments.steps}")
     config = config_of(arguments.run, arguments.overrides)
     if config.fast.allocator == "keep":
         host.keep_memory()
-    from yupana.train.begin import open_mixture
-    from yupana.train.profile import profile_steps
+    from yupana.train.profile import explained
 
-    seen = profile_steps(config, open_mixture(config), arguments.steps)
-    shape, batch, seq_len = config.model, config.train.global_batch, config.data.seq_len
-    result = make_sense(
-        seen.events, seen.products, seen.steps, seen.profiled_seconds, seen.plain_seconds,
-        shape, batch, seq_len, seen.session.peaks,
-    )  # fmt: skip
+    result = explained(config, arguments.steps)
     if Path(arguments.run).is_dir():
         write_json(Path(arguments.run) / "waterfall.json", result)
     if arguments.save:

@@ -22,6 +22,7 @@ def register(commands: Any) -> None:
     c.add_argument("--config", type=Path, metavar="FILE", help="YAML settings, on top of the preset")
     c.add_argument("--run", type=Path, metavar="DIR", default=Path("runs/run"), help="run directory (runs/run)")
     c.add_argument("--resume", action="store_true", help="go on with the run in DIR")
+    c.add_argument("--explain", action="store_true", help="profile a few steps at the end: where the lost MFU went")
     c.add_argument("-h", "--help", action="store_true", help="show this and every setting")
     c.set_defaults(usage_printer=c.print_help, takes_settings=True)
 
@@ -56,8 +57,23 @@ def train(arguments: argparse.Namespace) -> int:
         print(f"yupana: a rank has ended, and rank {os.environ['RANK']} cannot go on without it", file=sys.stderr)
         return 1
     if speaks():
+        if arguments.explain:
+            _explain(run)
         _finish(run, last, as_json=arguments.json)
     return 0
+
+
+def _explain(run: Any) -> None:
+    """The waterfall of the run that has ended, as `yupana flops explain` keeps it."""
+    from yupana.config import load
+    from yupana.files import write_json
+    from yupana.train.profile import explained
+    from yupana.train.ranks import under_launcher
+
+    if under_launcher():
+        print("yupana: --explain profiles runs of one process, and this one had more: left out", file=sys.stderr)
+        return
+    write_json(run.path / "waterfall.json", explained(load(file=run.config_file), steps=5))
 
 
 def _tell_repetition(config: Any, mixture: Any) -> None:
@@ -89,10 +105,19 @@ def _finish(run: Any, last: dict[str, Any], *, as_json: bool) -> None:
         print(json.dumps(last))
         return
     show(run_table(run))
+    _show_waterfall(run)
     print(f"\n{sample}" if sample else "")
     print(
         f"Report: {page}" if page else "No report: pip install 'yupana[report]', then yupana report " + str(run.path)
     )
+
+
+def _show_waterfall(run: Any) -> None:
+    """Where the lost MFU went, if the run says."""
+    from yupana.report.mfu_text import waterfall_table
+
+    if (run.path / "waterfall.json").is_file():
+        show(waterfall_table(json.loads((run.path / "waterfall.json").read_text())))
 
 
 def _help(arguments: argparse.Namespace) -> int:

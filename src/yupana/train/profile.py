@@ -13,8 +13,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from yupana.config import Config
 from yupana.corpus.mixture import Mixture
+from yupana.errors import UserError
+from yupana.flops.explain import explain
 from yupana.flops.waterfall import Event
 from yupana.run import RunDirectory
+from yupana.train.begin import open_mixture
 from yupana.train.loop import forward_backward, read_batch
 from yupana.train.session import Session, prepare
 
@@ -35,6 +38,20 @@ class Profile:
     plain_seconds: float
     """Wall time of as many steps without the profiler, just before."""
     session: Session
+
+
+def explained(config: Config, steps: int) -> dict[str, Any]:
+    """Where the MFU of a configuration goes, from `steps` steps timed and as many profiled; flops/explain.py says what.
+
+    Raises UserError for fewer steps than one, and where the configuration's corpus is missing.
+    """
+    if steps < 1:
+        raise UserError(f"at least 1 step can be explained, got {steps}")
+    seen = profile_steps(config, open_mixture(config), steps)
+    return explain(
+        seen.events, seen.products, seen.steps, seen.profiled_seconds, seen.plain_seconds,
+        config.model, config.train.global_batch, config.data.seq_len, seen.session.peaks,
+    )  # fmt: skip
 
 
 def profile_steps(config: Config, mixture: Mixture, steps: int) -> Profile:
