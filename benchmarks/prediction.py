@@ -63,13 +63,6 @@ CASES = (
     Case("llama3.2-1b", 256, 2, "bf16", layers=2),
     Case("llama3.2-1b", 1024, 1, "bf16", layers=2),
 )
-# From which flops/memory.py has its SLACK: none of the above is among them.
-CALIBRATION = (
-    Case("7m", 512, 8, "fp32"),
-    Case("40m", 256, 16, "bf16"),
-    Case("190m", 256, 8, "fp32", layers=2),
-    Case("llama3.2-1b", 256, 1, "fp32", layers=1),
-)
 STEPS = 3
 
 
@@ -79,12 +72,8 @@ def main() -> None:
     parser.add_argument("--cases", type=int, nargs="+", default=list(range(len(CASES))), help="numbers, from 0")
     parser.add_argument("--add", action="store_true", help="to the rounds that the result file holds already")
     parser.add_argument("--out", type=Path, default=Path("docs/results/prediction.json"))
-    parser.add_argument("--slack", action="store_true", help="only measure the four that memory.SLACK comes from")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.slack:
-        measure_slack()
-        return
     if options.worker:
         print(json.dumps(measure(Case(**json.loads(options.worker)))))
         return
@@ -97,7 +86,9 @@ def main() -> None:
         runs = {case: earlier.get(case.name, {"runs": []})["runs"] for case in cases}
     for number in range(options.rounds):
         for case in chosen[:: 1 if number % 2 == 0 else -1]:
-            run = in_own_process(case)
+            command = [sys.executable, __file__, "--worker", json.dumps(asdict(case))]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            run = json.loads(done.stdout.splitlines()[-1])
             runs[case].append(run)
             expected = predict(case)["step_seconds"]
             told = f"{run['step_seconds']:.3f} s ({run['quiet_steps']} quiet), predicted {expected:.3f} s"
@@ -105,27 +96,6 @@ def main() -> None:
             write([row(c, predict(c), runs[c]) for c in CASES if runs.get(c)], options.out)  # whatever happens next
     write([row(c, predict(c), runs[c]) for c in CASES if runs.get(c)], options.out)  # with 0 rounds: predicted anew
     print(options.out.with_suffix(".md").read_text())
-
-
-def in_own_process(case: Case) -> dict[str, Any]:
-    """What `measure` gives."""
-    command = [sys.executable, __file__, "--worker", json.dumps(asdict(case))]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def measure_slack() -> None:
-    """What a process holds beyond its tensors and its runtime, as a share of the tensors."""
-    from yupana.flops.limits import load
-    from yupana.train.limits import default_file
-
-    runtime, shares = load(default_file("cpu")).runtime_bytes, []
-    for case in CALIBRATION:
-        run = in_own_process(case)
-        shares.append((run["process_bytes"] - runtime - run["tensor_bytes"]) / run["tensor_bytes"])
-        print(f"{case.name}: tensors {run['tensor_bytes'] / 1e9:.2f} GB, process {run['process_bytes'] / 1e9:.2f} GB, "
-              f"beyond both {shares[-1]:+.1%} of the tensors", flush=True)  # fmt: skip
-    print(f"median {statistics.median(shares):.1%}")
 
 
 def predict(case: Case) -> dict[str, Any]:

@@ -15,9 +15,6 @@ from yupana.flops.operations import Sizes
 from yupana.model.shapes import ModelShape
 
 USABLE = 0.95  # of a memory: the rest goes to the driver, to fragmentation, to whoever else is there
-# Of the tensors' bytes: what an allocator that keeps freed memory holds and cannot use again. Measured on a CPU, on four
-# configurations that benchmarks/prediction.py does not judge by (its --slack).
-SLACK = 0.05
 LEAN_CHUNK = 1 << 23  # parameters that the lean optimiser converts to fp32 at once
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "workspace", "runtime")
 
@@ -39,7 +36,7 @@ class Setup:
     attention_block: int | None = None
     """Queries whose scores exist at once, and are kept for the backward pass; None: they never exist (flash)."""
     runtime_bytes: int = 0
-    """Held by the process before there are any tensors; SLACK of theirs comes on top. 0: only tensors are counted."""
+    """Held by the process beside its tensors."""
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "micro_batch", "global_batch"):
@@ -70,10 +67,7 @@ def memory_bytes(setup: Setup) -> dict[str, int]:
     for number in range(min(2, setup.accumulation)):  # the second adds to gradients that are there; later ones too
         walk.micro_batch(first=number == 0)
     walk.optimizer_step()
-    peak = dict(walk.peak)
-    if setup.runtime_bytes:  # a process is looked at, not an accelerator's tensors
-        peak["runtime"] += round(SLACK * (sum(peak.values()) - peak["runtime"]))
-    return {"total": sum(peak.values()), **peak}
+    return {"total": sum(walk.peak.values()), **walk.peak}
 
 
 def largest_micro_batch(setup: Setup, capacity: float) -> int:
