@@ -3,8 +3,8 @@
     python benchmarks/killed_ranks.py --kills 20 --ranks 4 --steps 400
 
 Trains a tiny model twice on the CPU: once undisturbed, once with SIGKILL to a random rank at a random moment of each
-life, saving included. Prints one JSON object: whether all losses, gradient norms, validation losses and the bytes of
-the last checkpoint are the same bit for bit, how many steps were done twice, and whether a process was left behind.
+life, saving included. Prints one JSON object: whether all losses, gradient norms, validation losses and the tensors of
+the last checkpoint are the same bit for bit, whether each step is written once, and whether a process was left behind.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import tempfile
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 TINY = [
     "--model.n_layers=2", "--model.d_model=32", "--model.n_heads=4", "--model.n_kv_heads=2", "--model.head_dim=8",
     "--model.d_ff=50", "--model.vocab_size=302", "--data.seq_len=32", "--train.global_batch=8", "--train.device=cpu",
     "--train.precision=fp32", "--train.compile=off", "--log.eval_tokens=1024", "--checkpoint.every=3",
 ]  # fmt: skip
+LIFE_SECONDS = 1.5  # at most, of steps: enough for a few checkpoints
 EXACT = ("step", "loss", "grad_norm", "lr", "val_loss", "val_bpb")
 # The same program with pauses, so that a kill falls as often into saving as into a step.
 SLOWED = """
@@ -44,29 +46,38 @@ def main() -> None:
     """Both runs, compared."""
     options = parsed()
     folder = options.folder or Path(tempfile.mkdtemp())
+    print(json.dumps(trial(folder, options.kills, options.ranks, options.steps, options.seed, options.more)))
+
+
+def trial(
+    folder: Path, kills: int, ranks: int, steps: int, seed: int = 5, more: tuple[str, ...] | list[str] = ()
+) -> dict[str, Any]:
+    """Both runs in `folder`, and what came of them."""
     script = folder / "slowed_yupana.py"
     script.write_text(SLOWED)
     text = folder / "text"
     text.mkdir()
     for name in ("textwrap.py", "argparse.py", "heapq.py", "shlex.py"):
         (text / f"{name}.txt").write_text((Path(textwrap.__file__).parent / name).read_text())
-    settings = [*TINY, f"--data.corpus={text}", "--data.tokenizer=bytes", f"--train.steps={options.steps}", *options.more]
-    settings.append(f"--log.eval_every={max(2, options.steps // 4)}")
+    settings = [*TINY, f"--data.corpus={text}", "--data.tokenizer=bytes", f"--train.steps={steps}", *more]
+    settings.append(f"--log.eval_every={max(2, steps // 4)}")
 
-    whole = launch(script, options.ranks, 0, folder / "whole", settings)
+    whole = launch(script, ranks, 0, folder / "whole", settings)
     if whole.wait() != 0:
         raise SystemExit("the undisturbed run failed")
     begun = time.monotonic()
-    agent = launch(script, options.ranks, options.kills + 2, folder / "killed", settings)
-    kills = disturb(agent, folder / "killed" / "metrics.jsonl", options.kills, random.Random(options.seed))
+    agent = launch(script, ranks, kills + 2, folder / "killed", settings)
+    done = disturb(agent, folder / "killed" / "metrics.jsonl", kills, random.Random(seed))
     code = agent.wait()
     seconds = time.monotonic() - begun
     time.sleep(1)
-    print(json.dumps({
-        "ranks": options.ranks, "kills": kills, "steps": options.steps, "exit_code": code,
+    written = [record["step"] for record in records(folder / "killed") if "loss" in record]
+    return {
+        "ranks": ranks, "kills": done, "steps": steps, "exit_code": code,
         "same_bit_for_bit": code == 0 and ends(folder / "whole") == ends(folder / "killed"),
+        "each_step_once": written == list(range(1, steps + 1)),
         "seconds": round(seconds, 1), "orphans": len(running(script)),
-    }))  # fmt: skip
+    }  # fmt: skip
 
 
 def launch(script: Path, ranks: int, restarts: int, run: Path, settings: list[str]) -> subprocess.Popen[bytes]:
@@ -78,10 +89,10 @@ def launch(script: Path, ranks: int, restarts: int, run: Path, settings: list[st
 
 
 def disturb(agent: subprocess.Popen[bytes], metrics: Path, kills: int, rng: random.Random) -> int:
-    """SIGKILL to one rank of each life, up to half a second after it has written a metric of its own."""
+    """SIGKILL to one rank of each life, up to LIFE_SECONDS after it has written a metric of its own."""
     done = 0
     while done < kills and wait_for_life(metrics, agent):
-        time.sleep(rng.random() * 0.5)
+        time.sleep(rng.random() * LIFE_SECONDS)
         ranks = children(agent.pid)
         if agent.poll() is None and ranks:
             os.kill(rng.choice(ranks), signal.SIGKILL)
@@ -92,10 +103,10 @@ def disturb(agent: subprocess.Popen[bytes], metrics: Path, kills: int, rng: rand
     return done
 
 
-def wait_for_life(metrics: Path, agent: subprocess.Popen[bytes]) -> bool:
-    """Until a metric has been written; False when the run is over."""
+def wait_for_life(metrics: Path, process: subprocess.Popen[Any]) -> bool:
+    """Until the process has written a metric of its own (a kill need not hit its start); False when it has ended."""
     before = metrics.stat().st_mtime_ns if metrics.is_file() else 0
-    while agent.poll() is None:
+    while process.poll() is None:
         if metrics.is_file() and metrics.stat().st_mtime_ns != before:
             return True
         time.sleep(0.005)
@@ -128,12 +139,22 @@ def running(script: Path) -> list[int]:
     return found
 
 
-def ends(run: Path) -> tuple[list[dict[str, float]], dict[str, str]]:
-    """What must be the same: every figure of the curve, and the last checkpoint's bytes."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def records(run: Path) -> list[dict[str, float]]:
+    """The metrics."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def ends(run: Path) -> tuple[list[dict[str, float]], dict[str, bytes]]:
+    """What must be the same: every figure of the curve, and the last checkpoint's tensors, file by file."""
     newest = max((run / "checkpoints").glob("step_*"), key=lambda path: int(path.name[5:]))
-    files = json.loads((newest / "manifest.json").read_text())["files"]
-    return [{k: r[k] for k in EXACT if k in r} for r in records], {name: f["sha256"] for name, f in files.items()}
+    tensors = {path.name: data_of(path) for path in newest.glob("*.safetensors")}
+    return [{k: r[k] for k in EXACT if k in r} for r in records(run)], tensors
+
+
+def data_of(path: Path) -> bytes:
+    """What follows a safetensors file's header, in which the order of two entries is left to chance."""
+    content = path.read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
 
 
 def parsed() -> argparse.Namespace:

@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from yupana.config import ParallelConfig
 from yupana.errors import UserError
 from yupana.flops.layout import Layout, layout_of
+from yupana.train.meeting import meet
 
 T = TypeVar("T")
 
@@ -174,8 +175,11 @@ def joined() -> Any:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
-    except (ValueError, dist.DistNetworkError) as error:
+        store, rank, count = meet()
+        store.set_timeout(PATIENCE)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    except (ValueError, dist.DistNetworkError, dist.DistStoreError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
             f"the ranks cannot meet at {where} ({' '.join(str(error).split())[:200]}): is the port in use, or another "

@@ -162,7 +162,7 @@ def begin_files(session: Session) -> None:
     settings.save(session.config, run.config_file)
     write_atomically(run.path / "tokenizer.json", session.corpus.tokenizer_file.read_bytes())
     write_json(run.env_file, environment(session))
-    run.rewind(session.start)
+    run.rewind(session.start or -1)  # from step 0 everything is written again, the first evaluation too
 
 
 def build_model(config: Config, device: str, precision: str) -> Llama:
