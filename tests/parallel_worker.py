@@ -77,6 +77,7 @@ def step(task, ranks):
     """Of one step: {collective: (count, bytes)}, torch's own count, and the largest relative error of any gradient."""
     config = settings.load(None, None, task["settings"])
     session = prepare(config, RunDirectory(task["run"]), open_mixture(config), resume=False, ranks=ranks)
+    loop.held_out_loss(session)  # torch makes no causal mask while it counts: it must be there already
     with Counted() as counted:
         loop.forward_backward(session, loop.read_batch(session, 0))
     worst = max(ranks.gather(gradient_error(config, session))) if session.precision == "fp32" else 0.0
@@ -116,6 +117,17 @@ def differing(task, ranks):
     return "nothing"
 
 
+def refused(task, ranks):
+    """What each rank says to a configuration that cannot be made ready."""
+    config = settings.load(None, None, task["settings"])
+    try:
+        prepare(config, RunDirectory(task["run"]), open_mixture(config), resume=False, ranks=ranks)
+        told = "nothing"
+    except UserError as error:
+        told = str(error)
+    return ranks.gather(told)
+
+
 def broken_disk(task, ranks):
     """One rank cannot write its part of a checkpoint: all say so, and the one before stays."""
     config = settings.load(None, None, task["settings"])
@@ -138,7 +150,7 @@ def broken_disk(task, ranks):
     return ranks.gather(told)
 
 
-TASKS = {f.__name__: f for f in (train, save_again, step, differing, broken_disk)}
+TASKS = {f.__name__: f for f in (train, save_again, step, differing, refused, broken_disk)}
 
 
 def main():

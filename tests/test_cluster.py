@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from yupana.config import load
 from yupana.errors import UserError
 from yupana.flops.accelerators import accelerator
-from yupana.flops.cluster import candidates, cluster_step, layouts, rank_memory
+from yupana.flops.cluster import candidates, check_rank, cluster_step, layouts, rank_memory
 from yupana.flops.communication import sent_share, step_collectives
 from yupana.flops.interconnect import INTERCONNECTS, LATENCY, REACHED, Interconnect, interconnect
 from yupana.flops.layout import Layout
@@ -64,15 +64,40 @@ def test_sequences_by_hand():
         assert found[name, "sequences"].bytes == found[name, "sequences"].count * stream
 
 
+def test_keys_and_values_by_hand():
+    """Eight key and value heads of 128 a token, of whole sequences, once forward and once back in each of 32 blocks."""
+    found = {(c.name, c.what): c for c in step_collectives(share(micro=2, batch=4), Layout(1, 4, 2, 8))}
+    for name in ("all_gather", "reduce_scatter"):
+        assert found[name, "keys and values"].count == 2 * 32
+        assert found[name, "keys and values"].bytes == 2 * 32 * (2 * 8192) * 2 * (8 // 2) * 128 * 2
+    assert found["all_gather", "weights"].count == 2 * 65  # shared among 4 × 8
+    stream = 2 * 8192 // 8 * 4096 * 2
+    assert found["all_gather", "sequences"].bytes == 2 * 2 * 65 * stream
+
+
+def test_shared_sequences_share_the_memory_of_long_ones():
+    """Eight ranks that share a sequence of 131 072 tokens hold little more than one of 16 384."""
+    long, short = share(seq_len=131_072), share(seq_len=16_384)
+    shared, alone = rank_memory(long, Layout(cp=8)), rank_memory(short, Layout(fsdp=8))
+    keys = 32 * 131_072 * 2 * 8 * 128 * 2
+    assert shared["total"] - alone["total"] == keys
+
+
+def test_a_rank_that_cannot_hold_its_share_is_told_before_it_begins():
+    with pytest.raises(UserError, match=r"on each rank \(replicate 1 × fsdp 8 × tp 1\), and H100 has 80.0 GB.*fits is 1$"):
+        check_rank(share(micro=8, batch=8), Layout(fsdp=8), 80e9, "H100")
+    check_rank(share(), Layout(fsdp=8), 80e9, "H100")
+
+
 def test_ring_and_rates():
     assert sent_share("all_gather", 4) == sent_share("reduce_scatter", 4) == 0.75
     assert sent_share("all_reduce", 4) == 1.5
-    assert LINKS.rate(Layout(1, 8, 1), "fsdp") == REACHED * 450e9
-    assert LINKS.rate(Layout(1, 64, 1), "fsdp") == REACHED * 400e9  # eight network cards a machine
-    assert LINKS.rate(Layout(1, 8, 8), "fsdp") == REACHED * 50e9  # one member a machine
+    assert LINKS.rate(Layout(1, 8, 1), "shards") == REACHED * 450e9
+    assert LINKS.rate(Layout(1, 64, 1), "shards") == REACHED * 400e9  # eight network cards a machine
+    assert LINKS.rate(Layout(1, 8, 8), "shards") == REACHED * 50e9  # one member a machine
     assert LINKS.rate(Layout(8, 8, 1), "replicate") == REACHED * 50e9
     assert LINKS.rate(Layout(1, 8, 8), "tp") == REACHED * 450e9
-    assert LINKS.seconds(Layout(1, 8, 1), "fsdp", 36e9, 10) == pytest.approx(36e9 / (REACHED * 450e9) + 10 * LATENCY)
+    assert LINKS.seconds(Layout(1, 8, 1), "shards", 36e9, 10) == pytest.approx(36e9 / (REACHED * 450e9) + 10 * LATENCY)
 
 
 @settings(deadline=None, max_examples=40)
@@ -176,4 +201,4 @@ def test_commands(yupana):
     assert "A prediction" in table.stdout
     wrong = yupana(*arguments, "--count", "64", "--tp", "3")
     assert wrong.returncode == 2
-    assert "64 ranks are no multiple of parallel.replicate × parallel.tp (1 × 3)" in wrong.stderr
+    assert "64 ranks are no multiple of parallel.replicate × parallel.cp × parallel.tp (1 × 1 × 3)" in wrong.stderr

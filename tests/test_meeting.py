@@ -1,5 +1,6 @@
 """The ranks of a start agree on a name, whatever killed ranks have left in the store that torchrun keeps."""
 
+import contextlib
 import random
 import threading
 import time
@@ -19,10 +20,8 @@ def start(store, ranks, count, rng):
 
     def come(rank, after, patience):
         time.sleep(after)
-        try:
+        with contextlib.suppress(dist.DistStoreError):
             names[rank] = name_of_start(store, rank, count, patience)
-        except dist.DistStoreError:
-            pass
 
     patience = PATIENCE if len(ranks) == count else timedelta(seconds=0.3)
     threads = [threading.Thread(target=come, args=(rank, rng.random() / 10, patience)) for rank in ranks]

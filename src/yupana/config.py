@@ -196,7 +196,7 @@ class ParallelConfig:
     tp: int = 1
     """Ranks that share each matrix product, the sequence between the products, and the vocabulary of the loss."""
     cp: int = 1
-    """Ranks that share a sequence in attention too; not in this version."""
+    """Ranks that share each sequence, in attention too, and the weights as fsdp does."""
     pp: int = 1
     """Stages of a pipeline of layers; not in this version."""
     timeout: int = 600
@@ -206,12 +206,10 @@ class ParallelConfig:
         _at_least(1, parallel=self, names=["replicate", "tp", "cp", "pp", "timeout"])
         if self.fsdp != -1:
             _at_least(1, parallel=self, names=["fsdp"])
-        for name, what, instead in (("cp", "context", "tp shares long sequences too"), ("pp", "pipeline", "use fsdp")):
-            if getattr(self, name) > 1:
-                raise UserError(
-                    f"parallel.{name} is {getattr(self, name)}, but this version has no {what} parallelism: leave it "
-                    f"at 1; {instead}"
-                )
+        if self.pp > 1:
+            raise UserError(
+                f"parallel.pp is {self.pp}, but this version has no pipeline parallelism: leave it at 1; use fsdp and tp"
+            )
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def register(commands: Any) -> None:
     c.add_argument("--check", action="store_true", help="fail when the micro-batch does not fit")
     c.add_argument("--count", type=int, default=1, help="accelerators (1); --micro_batch is then the largest of a rank")
     for name, told in (("replicate", "copies of the model"), ("fsdp", "ranks that share its weights"),
-                       ("tp", "ranks that share its products")):  # fmt: skip
+                       ("cp", "ranks that share each sequence"), ("tp", "ranks that share its products")):  # fmt: skip
         c.add_argument(f"--{name}", type=int, help=f"{told}; without a layout the best is looked for")
     c.add_argument("--node", type=int, help="accelerators in a machine (its data sheet's)")
     c.add_argument("--link", type=float, metavar="GB/s", help="between them, one way (its data sheet's)")
@@ -205,13 +205,14 @@ def predict_cluster(arguments: argparse.Namespace) -> int:
     from yupana.report.cluster_text import cluster_tables
     from yupana.train.limits import cluster
 
-    sizes = {name: getattr(arguments, name) for name in ("replicate", "fsdp", "tp")}
+    sizes = {name: getattr(arguments, name) for name in ("replicate", "fsdp", "cp", "tp")}
     for name, size in {"count": arguments.count, **sizes}.items():
         if size is not None and size < 1:
             raise UserError(f"--{name} must be at least 1, got {size}")
     layout = None
     if any(sizes.values()):
-        layout = layout_of(sizes["replicate"] or 1, sizes["fsdp"] or -1, sizes["tp"] or 1, arguments.count)
+        replicate, fsdp, cp, tp = (size or alone for size, alone in zip(sizes.values(), (1, -1, 1, 1), strict=True))
+        layout = layout_of(replicate, fsdp, cp, tp, arguments.count)
     result = cluster(
         shape_of(arguments.model), arguments.seq_len, arguments.micro_batch, arguments.global_batch, arguments.precision,
         hardware=arguments.hardware, count=arguments.count, layout=layout, node=arguments.node, link=arguments.link,

@@ -1,7 +1,7 @@
 """A step on many accelerators before it runs: compute, what communication adds to it, memory a rank, the best layout.
 
-Compute is that of `predict` for a rank's share, tensor parallelism dividing each operation; communication is that of
-`step_collectives` over data-sheet links. Block by block, weights are gathered and gradients reduced while the
+Compute is that of `predict` for a rank's share, tensor and context parallelism dividing each operation; communication is
+that of `step_collectives` over data-sheet links. Block by block, weights are gathered and gradients reduced while the
 neighbouring block computes: of those only what takes longer than the block is seen, and the first and last of them.
 Sequences are gathered and scattered between products, where nothing is left to compute meanwhile: all of that is seen.
 None of this has been measured on a cluster.
@@ -75,7 +75,7 @@ def cluster_step(setup: Setup, layout: Layout, card: Accelerator, links: Interco
         "mfu": {name: mfu(counts[name] * tokens / seconds, peak * layout.ranks) for name in counts},
         "memory_bytes": memory,
         "fits": memory["total"] <= USABLE * card.memory_bytes,
-        "largest_micro_batch": largest(setup, layout, card, min(2, setup.accumulation)),
+        "largest_micro_batch": largest(setup, layout, card.memory_bytes, min(2, setup.accumulation)),
         "communication": [
             {**asdict(p.collective), "ranks": p.ranks, "seconds": p.seconds, "seen_seconds": p.seen,
              "hidden_share": 1 - p.seen / p.seconds if p.seconds else 0.0}
@@ -89,7 +89,7 @@ def rank_seconds(alone: dict[str, Any], layout: Layout) -> dict[str, float]:
     found: dict[str, float] = defaultdict(float)
     layers = 1
     for line in alone["operations"]:
-        divided = layout.fsdp * layout.tp if line["part"] == "adamw" else layout.tp
+        divided = layout.tp * (layout.shards if line["part"] == "adamw" else layout.cp)
         for pass_, seconds in line["seconds"].items():
             found["all"] += seconds / divided
             if line["part"] not in OUTSIDE:
@@ -105,7 +105,7 @@ def parts_of(setup: Setup, layout: Layout, links: Interconnect, compute: dict[st
         ranks = members(layout, one.over)[0]
         whole = links.seconds(layout, one.over, sent_share(one.name, ranks) * one.bytes, one.count)
         parts.append(Part(one, ranks, whole, whole))
-    travelling = [p for p in parts if p.collective.over in ("fsdp", "replicate")]
+    travelling = [p for p in parts if p.collective.over in ("shards", "replicate")]
     seen = seen_seconds(setup, layout, links, compute)
     total = sum(part.seconds for part in travelling)
     return [
@@ -116,18 +116,18 @@ def parts_of(setup: Setup, layout: Layout, links: Interconnect, compute: dict[st
 def seen_seconds(setup: Setup, layout: Layout, links: Interconnect, compute: dict[str, float]) -> float:
     """What weights and gradients on their way add to the step."""
     layers, times, s = setup.shape.n_layers, setup.accumulation, setup.sizes
-    block = padded(block_tensors(setup.shape, layout.tp), layout.fsdp)
-    around = padded(outer_tensors(setup.shape, layout.tp), layout.fsdp)
+    block = padded(block_tensors(setup.shape, layout.tp), layout.shards)
+    around = padded(outer_tensors(setup.shape, layout.tp), layout.shards)
 
     def gather(numbers: int) -> float:
-        sent = sent_share("all_gather", layout.fsdp) * numbers * s.weight
-        return links.seconds(layout, "fsdp", sent, 1) if layout.fsdp > 1 else 0.0
+        sent = sent_share("all_gather", layout.shards) * numbers * s.weight
+        return links.seconds(layout, "shards", sent, 1) if layout.shards > 1 else 0.0
 
     def reduce(numbers: int) -> float:
-        sent = sent_share("reduce_scatter", layout.fsdp) * numbers * GRADIENT
-        seconds = links.seconds(layout, "fsdp", sent, 1) if layout.fsdp > 1 else 0.0
+        sent = sent_share("reduce_scatter", layout.shards) * numbers * GRADIENT
+        seconds = links.seconds(layout, "shards", sent, 1) if layout.shards > 1 else 0.0
         if layout.replicate > 1:
-            sent = sent_share("all_reduce", layout.replicate) * numbers / layout.fsdp * GRADIENT
+            sent = sent_share("all_reduce", layout.replicate) * numbers / layout.shards * GRADIENT
             seconds += links.seconds(layout, "replicate", sent, 1)
         return seconds
 
@@ -139,13 +139,15 @@ def seen_seconds(setup: Setup, layout: Layout, links: Interconnect, compute: dic
 
 def rank_memory(setup: Setup, layout: Layout) -> dict[str, int]:
     """Bytes of a rank at its fullest: at the head, in the first block going back, as the last gradients meet, or after."""
-    shape, s, fsdp, tp = setup.shape, setup.sizes, layout.fsdp, layout.tp
-    block, around = padded(block_tensors(shape, tp), fsdp), padded(outer_tensors(shape, tp), fsdp)
-    own = (shape.n_layers * block + around) // fsdp
-    gathered = around * s.weight if fsdp > 1 else 0
-    passing = 2 * block * s.weight if fsdp > 1 else 0  # a block and the next one
+    shape, s, shards, tp, cp = setup.shape, setup.sizes, layout.shards, layout.tp, layout.cp
+    keys = 2 * setup.tokens * shape.kv_width // tp * s.activation if cp > 1 else 0  # of whole sequences, and values
+    setup = replace(setup, seq_len=setup.seq_len // cp)
+    block, around = padded(block_tensors(shape, tp), shards), padded(outer_tensors(shape, tp), shards)
+    own = (shape.n_layers * block + around) // shards
+    gathered = around * s.weight if shards > 1 else 0
+    passing = 2 * block * s.weight if shards > 1 else 0  # a block and the next one
     kept = 2 * setup.tokens * shape.d_model * s.activation  # what wqkv and w_gate_up read: whole on every tp rank
-    layer = (layer_bytes(setup) - kept) // tp + kept
+    layer = (layer_bytes(setup) - kept) // tp + kept + keys
     head = shape.vocab_size // tp * shape.d_model
     rows = min(setup.head_rows * tp, setup.tokens)
     logits = rows * (shape.vocab_size // tp) * s.activation
@@ -167,12 +169,26 @@ def rank_memory(setup: Setup, layout: Layout) -> dict[str, int]:
     return {"total": sum(parts.values()), **parts}
 
 
-def largest(setup: Setup, layout: Layout, card: Accelerator, times: int = 1) -> int:
+def check_rank(setup: Setup, layout: Layout, capacity: float, device: str) -> None:
+    """Raise UserError, naming the largest micro-batch that fits, when a rank's does not fit into `capacity` bytes."""
+    needed = rank_memory(setup, layout)["total"]
+    if needed <= USABLE * capacity:
+        return
+    most = largest(setup, layout, capacity, min(2, setup.accumulation))
+    raise UserError(
+        f"a micro-batch of {setup.micro_batch} × {setup.seq_len:,} tokens needs {needed / 1e9:.1f} GB on each rank "
+        f"({layout}), and {device} has {capacity / 1e9:.1f} GB, of which {USABLE:.0%} can be used: "
+        + (f"the largest that fits is {most}" if most else "not even one sequence fits: take more ranks, a smaller model, "
+           "shorter sequences or --precision bf16-lean")
+    )  # fmt: skip
+
+
+def largest(setup: Setup, layout: Layout, capacity: float, times: int = 1) -> int:
     """The most sequences in a rank's micro-batch that fit, with `times` of them in a step; 0 if not even one."""
 
     def fits(batch: int) -> bool:
         needed = rank_memory(replace(setup, micro_batch=batch, global_batch=times * batch), layout)["total"]
-        return needed <= USABLE * card.memory_bytes
+        return needed <= USABLE * capacity
 
     if not fits(1):
         return 0
@@ -198,9 +214,9 @@ def candidates(
         share = setup.micro_batch if global_batch is None else global_batch // layout.data
         if not share or (global_batch is not None and global_batch % layout.data):
             continue
-        most = min(setup.micro_batch, share, largest(setup, layout, card))
+        most = min(setup.micro_batch, share, largest(setup, layout, card.memory_bytes))
         if most < share:  # several in a step: gradients add up between them
-            most = min(most, largest(setup, layout, card, times=2))
+            most = min(most, largest(setup, layout, card.memory_bytes, times=2))
         if not most:
             continue
         micro = next(size for size in range(most, 0, -1) if share % size == 0)
@@ -212,21 +228,22 @@ def candidates(
         )
     best = max(result["tokens_per_second"] for result in found)
 
-    def rank(result: dict[str, Any]) -> tuple[bool, int, int, float]:
+    def rank(result: dict[str, Any]) -> tuple[bool, int, int, int, float]:
         slower = result["tokens_per_second"] < 0.99 * best
-        simple = (0, 0) if slower else (result["layout"]["tp"], result["layout"]["replicate"])
+        simple = (0, 0, 0) if slower else tuple(result["layout"][name] for name in ("tp", "cp", "replicate"))
         return (slower, *simple, -result["tokens_per_second"])
 
     return sorted(found, key=rank)
 
 
 def layouts(shape: ModelShape, seq_len: int, count: int, node: int) -> list[Layout]:
-    """replicate × fsdp × tp = count, tp inside a node and dividing the model."""
-    shared = math.gcd(shape.n_kv_heads, shape.n_heads, shape.d_ff, shape.vocab_size, seq_len)
-    found = []
-    for tp in (t for t in range(1, min(count, node) + 1) if count % t == 0 and shared % t == 0):
-        rest = count // tp
-        found += [Layout(rest // fsdp, fsdp, tp) for fsdp in range(1, rest + 1) if rest % fsdp == 0]
+    """replicate × fsdp × cp × tp = count, cp and tp inside a node and dividing the sequence, tp the model too."""
+    shared, found = math.gcd(shape.n_kv_heads, shape.n_heads, shape.d_ff, shape.vocab_size), []
+    for inside in (n for n in range(1, min(count, node) + 1) if count % n == 0):
+        for tp in (t for t in range(1, inside + 1) if inside % t == 0 and shared % t == 0):
+            cp, rest = inside // tp, count // inside
+            if seq_len % (2 * cp if cp > 1 else 1) == 0 and seq_len // cp % tp == 0:
+                found += [Layout(rest // fsdp, fsdp, tp, cp) for fsdp in range(1, rest + 1) if rest % fsdp == 0]
     return found
 
 

@@ -26,7 +26,7 @@ class Collective:
     what: str
     """What it carries."""
     over: str
-    """Which direction of the layout its ranks lie in: replicate, fsdp, tp, or all."""
+    """Which direction of the layout its ranks lie in: replicate, shards (fsdp and cp together), cp, tp, or all."""
     count: int
     """Times in a step."""
     bytes: int
@@ -37,7 +37,12 @@ def step_collectives(setup: Setup, layout: Layout) -> list[Collective]:
     """The collectives of an optimiser step; `setup` is a rank's share: its micro-batch and its part of the batch."""
     if layout.ranks == 1:
         return []
-    return [*data_collectives(setup, layout), *tensor_collectives(setup, layout), *scalars(layout)]
+    return [
+        *data_collectives(setup, layout),
+        *sequence_collectives(setup, layout),
+        *tensor_collectives(setup, layout),
+        *scalars(layout),
+    ]
 
 
 def data_collectives(setup: Setup, layout: Layout) -> list[Collective]:
@@ -45,20 +50,32 @@ def data_collectives(setup: Setup, layout: Layout) -> list[Collective]:
 
     A block's weights are gathered for the forward and again for the backward pass, those around the blocks once.
     """
-    layers, times, fsdp = setup.shape.n_layers, setup.accumulation, layout.fsdp
-    block, around = padded(block_tensors(setup.shape, layout.tp), fsdp), padded(outer_tensors(setup.shape, layout.tp), fsdp)
+    layers, times, shards = setup.shape.n_layers, setup.accumulation, layout.shards
+    block, around = (padded(of(setup.shape, layout.tp), shards) for of in (block_tensors, outer_tensors))
     numbers = layers * block + around
     found = []
-    if fsdp > 1:
+    if shards > 1:
         gathered = (numbers + layers * block) * setup.sizes.weight
         found += [
-            Collective("all_gather", "weights", "fsdp", times * (2 * layers + 1), times * gathered),
-            Collective("reduce_scatter", "gradients", "fsdp", times * (layers + 1), times * numbers * GRADIENT),
+            Collective("all_gather", "weights", "shards", times * (2 * layers + 1), times * gathered),
+            Collective("reduce_scatter", "gradients", "shards", times * (layers + 1), times * numbers * GRADIENT),
         ]
     if layout.replicate > 1:
-        reduced = times * numbers // fsdp * GRADIENT
+        reduced = times * numbers // shards * GRADIENT
         found.append(Collective("all_reduce", "gradients", "replicate", times * (layers + 1), reduced))
     return found
+
+
+def sequence_collectives(setup: Setup, layout: Layout) -> list[Collective]:
+    """Keys and values of whole sequences gathered in each block, and their gradients scattered."""
+    if layout.cp == 1:
+        return []
+    times = setup.accumulation * setup.shape.n_layers
+    size = times * 2 * setup.tokens * setup.shape.kv_width // layout.tp * setup.sizes.activation
+    return [
+        Collective("all_gather", "keys and values", "cp", times, size),
+        Collective("reduce_scatter", "keys and values", "cp", times, size),
+    ]
 
 
 def tensor_collectives(setup: Setup, layout: Layout) -> list[Collective]:
@@ -66,16 +83,17 @@ def tensor_collectives(setup: Setup, layout: Layout) -> list[Collective]:
     if layout.tp == 1:
         return []
     shape, s, times = setup.shape, setup.sizes, setup.accumulation
-    layers, stream = shape.n_layers, setup.tokens * shape.d_model
+    tokens = setup.tokens // layout.cp
+    layers, stream = shape.n_layers, tokens * shape.d_model
     norms = 2 * layers + 1
-    rows = min(setup.head_rows * layout.tp, setup.tokens)  # a chunk's logits keep their size: fewer columns, more rows
-    chunks = -(-setup.tokens // rows)
+    rows = min(setup.head_rows * layout.tp, tokens)  # a chunk's logits keep their size: fewer columns, more rows
+    chunks = -(-tokens // rows)
     gathered = (2 * layers + 1) * stream * (s.residual + s.activation)  # forward; backward, of what was scattered
     return [
         Collective("all_gather", "sequences", "tp", times * 2 * (2 * layers + 1), times * gathered),
         Collective("reduce_scatter", "sequences", "tp", times * 2 * (2 * layers + 1), times * gathered),
         Collective("all_reduce", "norm gradients", "tp", times * norms, times * norms * shape.d_model * s.weight),
-        Collective("all_reduce", "loss", "tp", times * 2 * chunks, times * 3 * 4 * setup.tokens),
+        Collective("all_reduce", "loss", "tp", times * 2 * chunks, times * 3 * 4 * tokens),
     ]
 
 
@@ -99,9 +117,9 @@ def outer_tensors(shape: ModelShape, tp: int) -> list[tuple[int, int]]:
     return [table, (shape.d_model, 1), *([] if shape.tie_embeddings else [table])]
 
 
-def padded(tensors: list[tuple[int, int]], fsdp: int) -> int:
+def padded(tensors: list[tuple[int, int]], shards: int) -> int:
     """Numbers in these tensors when the rows of each are filled up to a multiple of the ranks that share them."""
-    return sum(-(-rows // fsdp) * fsdp * columns for rows, columns in tensors)
+    return sum(-(-rows // shards) * shards * columns for rows, columns in tensors)
 
 
 def sent_share(name: str, ranks: int) -> float:

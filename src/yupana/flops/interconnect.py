@@ -42,8 +42,9 @@ def members(layout: Layout, over: str) -> tuple[int, int]:
     """(ranks, distance between neighbours) of a group in one direction of the layout."""
     return {
         "tp": (layout.tp, 1),
-        "fsdp": (layout.fsdp, layout.tp),
-        "replicate": (layout.replicate, layout.tp * layout.fsdp),
+        "cp": (layout.cp, layout.tp),
+        "shards": (layout.shards, layout.tp),
+        "replicate": (layout.replicate, layout.tp * layout.shards),
         "all": (layout.ranks, 1),
     }[over]
 

@@ -1,4 +1,4 @@
-"""How ranks share a model: replicate × fsdp × tp, and which models and batches a layout suits. Imports nothing heavy."""
+"""How ranks share a model: replicate × fsdp × cp × tp, and which models and batches a layout suits. Nothing heavy here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from yupana.model.shapes import ModelShape
 
 @dataclass(frozen=True)
 class Layout:
-    """Ranks in each direction; neighbouring ranks differ in `tp` first, then in `fsdp`, then in `replicate`."""
+    """Ranks in each direction; neighbouring ranks differ in `tp` first, then in `cp`, `fsdp` and `replicate`."""
 
     replicate: int = 1
     """Copies of the model."""
@@ -18,11 +18,18 @@ class Layout:
     """Ranks that share each copy's weights, gradients and optimiser."""
     tp: int = 1
     """Ranks that share each matrix product."""
+    cp: int = 1
+    """Ranks that share each sequence, in attention too; they share weights, gradients and optimiser as `fsdp` does."""
 
     @property
     def ranks(self) -> int:
         """All processes."""
-        return self.replicate * self.fsdp * self.tp
+        return self.replicate * self.fsdp * self.cp * self.tp
+
+    @property
+    def shards(self) -> int:
+        """Ranks that share each copy's weights, gradients and optimiser."""
+        return self.fsdp * self.cp
 
     @property
     def data(self) -> int:
@@ -30,20 +37,21 @@ class Layout:
         return self.replicate * self.fsdp
 
     def __str__(self) -> str:
-        return f"replicate {self.replicate} × fsdp {self.fsdp} × tp {self.tp}"
+        cp = f" × cp {self.cp}" if self.cp > 1 else ""
+        return f"replicate {self.replicate} × fsdp {self.fsdp}{cp} × tp {self.tp}"
 
 
-def layout_of(replicate: int, fsdp: int, tp: int, ranks: int) -> Layout:
+def layout_of(replicate: int, fsdp: int, cp: int, tp: int, ranks: int) -> Layout:
     """The layout of `ranks` processes; `fsdp` -1 takes what the others leave. Raises UserError when they don't fit."""
     if fsdp == -1:
-        if ranks % (replicate * tp):
+        if ranks % (replicate * cp * tp):
             count = "1 rank is" if ranks == 1 else f"{ranks} ranks are"
             raise UserError(
-                f"{count} no multiple of parallel.replicate × parallel.tp ({replicate} × {tp}): start another number of "
-                "processes, or change those two"
+                f"{count} no multiple of parallel.replicate × parallel.cp × parallel.tp ({replicate} × {cp} × {tp}): start "
+                "another number of processes, or change those"
             )
-        fsdp = ranks // (replicate * tp)
-    layout = Layout(replicate, fsdp, tp)
+        fsdp = ranks // (replicate * cp * tp)
+    layout = Layout(replicate, fsdp, tp, cp)
     if layout.ranks != ranks:
         raise UserError(
             f"the layout (parallel: {layout}) is one of {layout.ranks} ranks, but {ranks} {'is' if ranks == 1 else 'are'} "
@@ -62,11 +70,11 @@ def check_layout(
         "model.n_kv_heads": shape.n_kv_heads,
         "model.d_ff": shape.d_ff,
         "model.vocab_size": shape.vocab_size,
-        "data.seq_len": seq_len,
     }
     for name, size in divided.items():
         if size % tp:
             raise UserError(f"parallel.tp ({tp}) must divide {name} ({size}): every rank has the same share of it")
+    check_sequence(layout, seq_len, f"data.seq_len ({seq_len})")
     rows, what = (micro_batch or 1) * layout.data, f"the {layout.data} groups of ranks with sequences of their own"
     if global_batch % rows:
         each = f"train.micro_batch ({micro_batch}) times " if micro_batch else ""
@@ -74,3 +82,15 @@ def check_layout(
             f"train.global_batch ({global_batch}) must be a multiple of {each}{what} (parallel: {layout}): "
             f"take {rows * max(1, round(global_batch / rows))}"
         )
+
+
+def check_sequence(layout: Layout, length: int, what: str) -> None:
+    """Raise UserError when `what`, a sequence of `length` tokens, cannot be cut into the shares of the ranks."""
+    tp, cp = layout.tp, layout.cp
+    if cp > 1 and length % (2 * cp):
+        raise UserError(
+            f"2 × parallel.cp ({2 * cp}) must divide {what}: every rank has two chunks of a sequence, one from either half"
+        )
+    if length // cp % tp:
+        share = f", shared by {cp} ranks (parallel.cp)" if cp > 1 else ""
+        raise UserError(f"parallel.tp ({tp}) must divide {what}{share}: every rank has the same share of it")

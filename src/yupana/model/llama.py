@@ -115,6 +115,7 @@ class Llama(nn.Module):
         self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.n_layers))
         self.norm = RMSNorm(shape.d_model, shape.norm_eps)
+        self.positions: Positions = consecutive  # other ones where ranks share a sequence
         self.mask: MakeMask = attention_mask  # belongs to the layers' `attend`
         self.output = None if shape.tie_embeddings else nn.Linear(shape.d_model, shape.vocab_size, bias=False)
 
@@ -130,7 +131,7 @@ class Llama(nn.Module):
         tokens already in it.
         """
         start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        positions = self.positions(start, tokens.shape[1], tokens.device)
         rope = rope_table(self.shape, positions)
         mask = self.mask(positions, document_ids, start)
         x = self.embedding(tokens)
@@ -196,6 +197,14 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     full = x.float()
     first, second = full.chunk(2, dim=-1)
     return (full * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+def consecutive(start: int, count: int, device: torch.device) -> Tensor:
+    """Positions of `count` tokens from `start` on, [count]."""
+    return torch.arange(start, start + count, device=device)
+
+
+Positions = Callable[[int, int, torch.device], Tensor]
 
 
 def attention_mask(positions: Tensor, document_ids: Tensor | None, cached: int) -> Tensor | None:

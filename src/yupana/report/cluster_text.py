@@ -51,11 +51,11 @@ def communication_table(result: dict[str, Any]) -> Table:
 def candidates_table(result: dict[str, Any]) -> Table:
     """The recommended layout and the next ones."""
     table = Table(title=f"Layouts of {result['ranks']} that fit, the recommended one first", **LEFT)
-    for column in ("replicate", "fsdp", "tp", "micro-batch", "step", "tokens/s", "MFU (palm)", "GB a rank"):
+    for column in ("replicate", "fsdp", "cp", "tp", "micro-batch", "step", "tokens/s", "MFU (palm)", "GB a rank"):
         table.add_column(column, justify="right")
     for row in result["candidates"][: SHOWN + 1]:
         table.add_row(
-            *(str(row["layout"][name]) for name in ("replicate", "fsdp", "tp")),
+            *(str(row["layout"][name]) for name in ("replicate", "fsdp", "cp", "tp")),
             str(row["micro_batch"]),
             f"{row['step_seconds']:.3f} s",
             f"{row['tokens_per_second']:,.0f}",

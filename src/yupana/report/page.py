@@ -11,7 +11,7 @@ import yaml
 
 from yupana.files import write_atomically
 from yupana.report.read import RunRecord, read_run
-from yupana.report.text import summary
+from yupana.report.text import summary, told_slowest
 from yupana.run import RunDirectory
 
 STYLE = """
@@ -131,7 +131,9 @@ def _rows(figures: dict) -> list[tuple[str, str]]:
         ("device", "device", "{}", 1),
         ("peak memory", "memory_bytes", "{:.2f} GB", 1e-9),
         ("time", "seconds", "{:,.0f} s", 1),
+        ("slowest rank", "slowest", "{}", 1),
     )
+    figures = {**figures, "slowest": told_slowest(figures)}
     shown = [(label, figures[key], form, scale) for label, key, form, scale in forms if figures[key] is not None]
     return [
         (label, form.format(value if isinstance(value, str) or scale == 1 else value * scale))

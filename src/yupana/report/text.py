@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from rich.table import Table
 
 from yupana.flops.count import breakdown, flops_per_token
+from yupana.flops.pace import slowest
 from yupana.model.shapes import ModelShape
 from yupana.report.read import RunRecord, read_run
 from yupana.run import RunDirectory
@@ -42,7 +44,28 @@ def summary(record: RunRecord) -> dict[str, Any]:
         "memory_bytes": max((s["memory_bytes"] for s in steps), default=None),
         "seconds": last.get("seconds"),
         "sources": by_source(record),
+        "slowest_rank": slowest_rank(record),
     }
+
+
+def slowest_rank(record: RunRecord) -> dict[str, Any] | None:
+    """Of a run of many ranks: `rank`, `behind` (the share by which it takes longer than the others), `ranks`; or None.
+
+    Each rank's time for the same work is the median over all evaluations.
+    """
+    taken = [evaluation["rank_seconds"] for evaluation in record.evaluations if "rank_seconds" in evaluation]
+    taken = [seconds for seconds in taken if len(seconds) == len(taken[-1])]  # a run may go on with other ranks
+    if not taken:
+        return None
+    rank, behind = slowest([statistics.median(of_rank) for of_rank in zip(*taken, strict=True)])
+    return {"rank": rank, "behind": behind, "ranks": len(taken[-1])}
+
+
+def told_slowest(figures: dict[str, Any]) -> str | None:
+    """The same as a few words."""
+    if (slow := figures["slowest_rank"]) is None:
+        return None
+    return f"{slow['rank']} of 0–{slow['ranks'] - 1}, {slow['behind']:.1%} behind the others"
 
 
 def by_source(record: RunRecord) -> dict[str, dict[str, Any]]:
@@ -97,6 +120,8 @@ def run_table(*runs: RunDirectory) -> Table:
         if any(loss is not None for loss in losses):
             label = f"validation loss on {name}"
             table.add_row(label, *("—" if loss is None else f"{loss:.4f} nats/token" for loss in losses))
+    if any(slow := [told_slowest(f) for f in figures]):
+        table.add_row("slowest rank", *(told or "—" for told in slow))
     table.add_row("MFU is against", *(str(f["peak_source"]) for f in figures))
     return table
 

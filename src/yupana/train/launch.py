@@ -37,7 +37,7 @@ def launched(
     if count == 1:
         return None
     parallel, train = config.parallel, config.train
-    layout = layout_of(parallel.replicate, parallel.fsdp, parallel.tp, count)
+    layout = layout_of(parallel.replicate, parallel.fsdp, parallel.cp, parallel.tp, count)
     check_layout(layout, config.model, config.data.seq_len, train.global_batch, train.micro_batch)
     return start(count)
 
@@ -47,7 +47,7 @@ def processes(config: Config) -> int:
     import torch
 
     parallel = config.parallel
-    asked = parallel.replicate * parallel.tp
+    asked = parallel.replicate * parallel.cp * parallel.tp
     cards = torch.cuda.device_count() if config.train.device != "cpu" else 0
     if parallel.fsdp == -1:
         return max(cards, asked)

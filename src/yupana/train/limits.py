@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -100,6 +101,22 @@ def check_fits(
 
     here = machine(device)
     check(setup(shape, seq_len, micro_batch, global_batch, precision, device), here.memory_bytes, here.name)
+
+
+def check_rank_fits(
+    shape: ModelShape, seq_len: int, micro_batch: int, share: int, precision: str, device: str, layout: Layout
+) -> None:
+    """Raise UserError when a rank's step does not fit; `share` is its part of the batch, in sequences.
+
+    On a CPU the ranks of a machine share its memory.
+    """
+    from yupana.flops.cluster import check_rank
+    from yupana.flops.measure import machine
+
+    here = machine(device)
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device == "cpu" else 1
+    planned = setup(shape, seq_len, micro_batch, share, precision, device)
+    check_rank(planned, layout, here.memory_bytes / beside, f"{here.name} for each rank" if beside > 1 else here.name)
 
 
 def prediction(

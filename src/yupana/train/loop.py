@@ -16,10 +16,12 @@ from yupana.corpus.batches import Batch, validation_batches
 from yupana.corpus.mixture import Mixture
 from yupana.run import RunDirectory
 from yupana.train import checkpoint, parallel
+from yupana.train.context import cut
 from yupana.train.evaluate import Evaluation, HeldOut, dealt, evaluate
 from yupana.train.health import Health
 from yupana.train.interrupt import SIGNALS, Interrupted, Interruption
 from yupana.train.loss import IGNORED
+from yupana.train.pace import rank_seconds
 from yupana.train.prefetch import Prefetch
 from yupana.train.progress import Progress
 from yupana.train.ranks import Ranks
@@ -71,7 +73,7 @@ def train(
             validation = None
             if done % config.log.eval_every == 0 or saving or last:
                 recorder.flush()
-                validation = recorder.evaluated(done, held_out_loss(session))
+                validation = recorder.evaluated(done, held_out_loss(session), rank_seconds(session))
                 batches.tidy()
                 watchdog.seen(f"the evaluation after step {done}")
             if saving or asked:
@@ -93,7 +95,7 @@ def read_batch(session: Session, step: int) -> list[MicroBatch]:
     mine, rows = session.rows, session.micro_batch
     starts = range(mine.start, mine.stop, rows)
     parts = [session.batches.batch(step, rows=range(start, start + rows)) for start in starts]
-    return [on_device(part, session.device) for part in parts]
+    return [on_device(cut(part, session.ranks), session.device) for part in parts]
 
 
 def forward_backward(session: Session, parts: list[MicroBatch]) -> Tensor:
@@ -143,7 +145,7 @@ def held_out_loss(session: Session) -> HeldOut:
     found, ranks = {}, session.ranks
     for name, corpus in session.mixture.sources.items():
         batches = validation_batches(corpus, config.data.seq_len, rows, tokens, packing=config.data.packing)
-        mine = dealt(batches, ranks.data_rank, ranks.layout.data)
+        mine = (cut(batch, ranks) for batch in dealt(batches, ranks.data_rank, ranks.layout.data))
         with autocast(session):
             own = evaluate(session.model, mine, corpus.token_bytes, rows, session.device, session.summed_loss)
         parallel.rest(session.model)

@@ -1,9 +1,9 @@
 """The plain model on many ranks, put there from outside in one visible order.
 
 On the meta device, where nothing has a value yet: tensor parallelism → the fast paths of fast.py (among them
-recomputation, then compilation) → FSDP2 or replication, block by block. Then each rank makes its own part, and the
-initial values are those of the plain model, whatever the layout. All of it is torch's own: `parallelize_module`,
-`fully_shard`, `replicate`.
+recomputation, then compilation) → context parallelism → FSDP2 or replication, block by block. Then each rank makes its
+own part, and the initial values are those of the plain model, whatever the layout. All of it is torch's own:
+`parallelize_module`, `fully_shard`, `replicate`, DTensor.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from yupana.flops.layout import Layout
 from yupana.model.llama import Block, Llama, initial
 from yupana.model.shapes import ModelShape
 from yupana.train import fast, host
+from yupana.train.context import share_sequences
 from yupana.train.loss import LossFunction, linear_cross_entropy, summed_cross_entropy
 from yupana.train.optimizer import Norm, norm_of_all, squares
 from yupana.train.ranks import Ranks
@@ -54,6 +55,8 @@ def build(config: Config, ranks: Ranks, device: str, precision: str, compiled: s
     if ranks.layout.tp > 1:
         share_products(model, ranks)
     fast.apply(model, config, device, compiled)
+    if ranks.layout.cp > 1:
+        share_sequences(model, ranks)
     if ranks.count > 1:
         shard_blocks(model, ranks)
     if ranks.layout.tp > 1:
@@ -79,8 +82,12 @@ def check_paths(config: Config, layout: Layout, compiled: str) -> None:
         raise UserError(f"train.compile is {compiled}, but {told}: weights arrive block by block, so compile by block")
     if config.log.anatomy_every:
         raise UserError(f"log.anatomy_every looks into weights that one process holds whole, but {told}: leave it out")
-    if config.optim.name == "muon" and layout.fsdp * layout.tp > 1:
+    if config.optim.name == "muon" and layout.shards * layout.tp > 1:
         raise UserError(f"optim.name is muon, which needs whole matrices, but {told}: use parallel.replicate, or adamw")
+    if layout.cp > 1 and config.fast.attention not in ("auto", "sdpa"):
+        raise UserError(
+            f"fast.attention is {config.fast.attention}, but {told}: ranks that share sequences have torch's own alone, sdpa"
+        )
     if layout.tp > 1:
         if compiled != "off":
             raise UserError(
@@ -189,12 +196,12 @@ def shard_blocks(model: Llama, ranks: Ranks) -> None:
     assert ranks.mesh is not None
     layout, precise = ranks.layout, MixedPrecisionPolicy(reduce_dtype=torch.float32)
     apply: Callable[[nn.Module], Any]
-    if layout.fsdp == 1:
+    if layout.shards == 1:
         apply = functools.partial(replicate, mesh=ranks.mesh["replicate"], mp_policy=precise)
     elif layout.replicate == 1:
-        apply = functools.partial(fully_shard, mesh=ranks.mesh["fsdp"], mp_policy=precise)
+        apply = functools.partial(fully_shard, mesh=ranks.mesh["shards"], mp_policy=precise)
     else:
-        apply = functools.partial(fully_shard, mesh=ranks.mesh["replicate", "fsdp"], mp_policy=precise)
+        apply = functools.partial(fully_shard, mesh=ranks.mesh["replicate", "shards"], mp_policy=precise)
     for layer in model.layers:
         apply(layer)
     apply(model)

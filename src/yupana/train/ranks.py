@@ -28,7 +28,7 @@ from yupana.train.meeting import meet
 
 T = TypeVar("T")
 
-MESH = ("replicate", "fsdp", "tp")
+MESH = ("replicate", "shards", "tp")
 PATIENCE = timedelta(days=1)  # of a collective: rank 0 may prepare a corpus meanwhile; the watchdog is quicker in a step
 PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 
@@ -41,7 +41,9 @@ class Ranks:
     count: int = 1
     layout: Layout = field(default_factory=Layout)
     mesh: DeviceMesh | None = None
-    """replicate × fsdp × tp, where there are several."""
+    """replicate × shards (fsdp and cp together) × tp, where there are several."""
+    sequences: DeviceMesh | None = None
+    """The ranks that share this one's sequences, where the layout has cp."""
     group: dist.ProcessGroup | None = None
     """Whom the functions below talk to: everyone, on the usual lines unless `apart`."""
 
@@ -53,12 +55,17 @@ class Ranks:
     @property
     def data_rank(self) -> int:
         """Which share of the batch is this one's, from 0 below layout.data."""
-        return self.rank // self.layout.tp
+        return self.rank // (self.layout.tp * self.layout.cp)
 
     @property
-    def fsdp_rank(self) -> int:
+    def shard_rank(self) -> int:
         """Which share of the weights."""
-        return self.data_rank % self.layout.fsdp
+        return self.rank // self.layout.tp % self.layout.shards
+
+    @property
+    def cp_rank(self) -> int:
+        """Which share of each sequence."""
+        return self.rank // self.layout.tp % self.layout.cp
 
     @property
     def tp_rank(self) -> int:
@@ -67,11 +74,14 @@ class Ranks:
 
     def laid_out(self, parallel: ParallelConfig, device: str) -> Ranks:
         """The same ranks in the layout that the configuration asks for. Raises UserError when they don't fit."""
-        layout = layout_of(parallel.replicate, parallel.fsdp, parallel.tp, self.count)
-        mesh = None
+        layout = layout_of(parallel.replicate, parallel.fsdp, parallel.cp, parallel.tp, self.count)
+        mesh, sequences = None, None
         if self.count > 1:
-            mesh = init_device_mesh(device, (layout.replicate, layout.fsdp, layout.tp), mesh_dim_names=MESH)
-        return Ranks(self.rank, self.count, layout, mesh)
+            mesh = init_device_mesh(device, (layout.replicate, layout.shards, layout.tp), mesh_dim_names=MESH)
+        if layout.cp > 1:
+            sizes = (layout.data, layout.cp, layout.tp)
+            sequences = init_device_mesh(device, sizes, mesh_dim_names=("data", "cp", "tp"))["cp"]
+        return Ranks(self.rank, self.count, layout, mesh, sequences)
 
     def apart(self) -> Ranks:
         """The same ranks on lines of their own, for a thread whose talk must not mix with the others'."""
@@ -103,7 +113,7 @@ class Ranks:
         return self.gather(result)[0]  # type: ignore[return-value]
 
     def summed(self, value: Tensor) -> Tensor:
-        """The sum of what the groups with sequences of their own give; the tp ranks of a group give the same."""
+        """The sum of what the ranks with tokens of their own give; those of a tp group give the same."""
         if self.count == 1:
             return value
         total = value.clone()

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from yupana.errors import UserError
 from yupana.flops import count
+from yupana.flops.pace import slowest
 from yupana.train import checkpoint
 from yupana.train.evaluate import HeldOut
 from yupana.train.health import Figures
 from yupana.train.progress import Progress
 from yupana.train.session import Session
 from yupana.train.trackers import Trackers
+
+SLOW = 0.25  # a rank that takes so much longer than the others is told, once
 
 
 class Recorder:
@@ -33,6 +36,7 @@ class Recorder:
         self.pending: list[tuple[int, Tensor, Tensor, float]] = []
         self.last: dict[str, Any] = {}
         self.doubted = False
+        self.slow: set[int] = set()
         self.validation: dict[str, Any] = {}
         self.base = session.seconds
         self.clock = self.mark = time.perf_counter()
@@ -88,8 +92,8 @@ class Recorder:
             )
         self.mark, self.marked_step = now, step
 
-    def evaluated(self, step: int, validation: HeldOut) -> HeldOut:
-        """Held-out text was evaluated; the time it took is not a step's."""
+    def evaluated(self, step: int, validation: HeldOut, rank_seconds: list[float] | None = None) -> HeldOut:
+        """Held-out text was evaluated, and perhaps the pace of the ranks; the time it took is not a step's."""
         self.validation = {
             "step": step,
             "tokens": step * self.tokens_per_step,
@@ -105,6 +109,9 @@ class Recorder:
                 for name, found in validation.by_source.items()
             }
             self.trackers.log({"step": step, **{f"val_loss/{n}": e.loss for n, e in validation.by_source.items()}})
+        if rank_seconds is not None:
+            self.validation["rank_seconds"] = rank_seconds
+            self._tell_slowest(rank_seconds)
         self._log(self.validation)
         self.progress.evaluated(self.validation)
         self.paused(step)
@@ -123,6 +130,12 @@ class Recorder:
     def summary(self) -> dict[str, Any]:
         """The last line of metrics with the last evaluation's figures."""
         return {**self.validation, **self.last}
+
+    def _tell_slowest(self, rank_seconds: list[float]) -> None:
+        rank, behind = slowest(rank_seconds)
+        if behind > SLOW and rank not in self.slow:
+            self.slow.add(rank)
+            self.progress.note(f"rank {rank} is slow: it takes {behind:.0%} longer than the others for the same work")
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.session.ranks.first:

@@ -21,11 +21,11 @@ from yupana.corpus.shards import Corpus
 from yupana.errors import UserError
 from yupana.files import write_atomically, write_json
 from yupana.flops import count, hardware
-from yupana.flops.layout import check_layout
+from yupana.flops.layout import Layout, check_layout, check_sequence
 from yupana.model.llama import Llama
 from yupana.run import RunDirectory
 from yupana.train import checkpoint, host, optimizer, parallel
-from yupana.train.limits import check_fits
+from yupana.train.limits import check_fits, check_rank_fits
 from yupana.train.loss import LossFunction
 from yupana.train.ranks import Ranks
 from yupana.train.saver import Saver
@@ -104,7 +104,7 @@ def prepare(
     check_layout(
         ranks.layout, config.model, config.data.seq_len, config.train.global_batch, config.train.micro_batch
     )
-    fits(config, mixture)
+    fits(config, mixture, ranks.layout)
     # One machine measures for all: ranks that disagreed on precision would train different models.
     precision, peaks = ranks.at_first(lambda: machine(config, device, ranks.count))
     host.make_deterministic(device)
@@ -116,9 +116,8 @@ def prepare(
         seed=config.data.seed,
         packing=config.data.packing,
     )
-    if config.fast.recompute == "none" and ranks.count == 1:
-        rows = config.train.micro_batch or config.train.global_batch
-        check_fits(config.model, config.data.seq_len, rows, config.train.global_batch, precision, device)
+    if config.fast.recompute == "none":
+        ranks.together(lambda: check_memory(config, ranks.layout, precision, device))
     compiled = parallel.how_to_compile(config, ranks.layout, device, peaks.best_known)
     model = parallel.build(config, ranks, device, precision, compiled)
     session = Session(
@@ -140,6 +139,16 @@ def prepare(
         restore(session)
     ranks.at_first(lambda: begin_files(session))
     return session
+
+
+def check_memory(config: Config, layout: Layout, precision: str, device: str) -> None:
+    """Raise UserError, naming the largest micro-batch that fits, when a rank's step does not fit into its memory."""
+    share = config.train.global_batch // layout.data
+    micro_batch = config.train.micro_batch or share
+    if layout.ranks == 1:
+        check_fits(config.model, config.data.seq_len, micro_batch, share, precision, device)
+    else:
+        check_rank_fits(config.model, config.data.seq_len, micro_batch, share, precision, device, layout)
 
 
 def machine(config: Config, device: str, count: int) -> tuple[str, hardware.Peaks]:
@@ -237,8 +246,8 @@ def identity(config: Config, mixture: Mixture) -> dict[str, Any]:
     }
 
 
-def fits(config: Config, mixture: Mixture) -> None:
-    """Raise UserError when the vocabulary is smaller than the tokenizer's."""
+def fits(config: Config, mixture: Mixture, layout: Layout) -> None:
+    """Raise UserError for a vocabulary smaller than the tokenizer's, and held-out text that ranks cannot share."""
     for corpus in mixture.sources.values():
         if config.model.vocab_size < corpus.vocab_size:
             raise UserError(
@@ -246,6 +255,10 @@ def fits(config: Config, mixture: Mixture) -> None:
                 f"({corpus.vocab_size}): set --model.vocab_size {corpus.vocab_size} or prepare the corpus with a "
                 "smaller tokenizer"
             )
+        held_out = corpus.split("val").n_tokens - 1
+        if 0 < held_out < config.data.seq_len:  # one window, shorter than data.seq_len
+            told = f"the {held_out:,} held-out tokens of {corpus.path} (hold out more: a larger val_fraction)"
+            check_sequence(layout, held_out, told)
 
 
 def choose_device(wanted: str) -> str:

@@ -5,8 +5,8 @@ under names of their own, since tensor parallelism cuts each of them and not the
 what any other wrote.
 
 Tensor parallelism comes first: the rows of embedding, head, Q, K, V, gate and up, or the columns of wo and w_down, in
-equal shares. Then FSDP: the rows of what is left, in shares of ⌈rows / fsdp⌉, as torch cuts them; the last may be short
-or empty.
+equal shares. Then FSDP: the rows of what is left, in shares of ⌈rows / shards⌉, as torch cuts them; the last may be
+short or empty.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ def segments(name: str, size: tuple[int, ...], shape: ModelShape, ranks: Ranks) 
     index = ranks.tp_rank if cut_by_rows(name) else 0
     stacked = list(matrices(name, size[0], shape))
     rows = sum(n for _, n in stacked) // tp  # of the part that FSDP cuts
-    chunk = -(-rows // ranks.layout.fsdp)
-    low = min(rows, ranks.fsdp_rank * chunk)
+    chunk = -(-rows // ranks.layout.shards)
+    low = min(rows, ranks.shard_rank * chunk)
     high = min(rows, low + chunk)
     found, here, above = [], 0, 0
     for matrix, n in stacked:
