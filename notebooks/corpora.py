@@ -171,6 +171,7 @@ left.set_title("stream: documents cut that would fit (%)", loc="left")
 right.set_title("overlapping windows: tokens thrown away (%)", loc="left")
 for axes in (left, right):
     axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, lengths)
     axes.set_xlabel("tokens a sequence")
     axes.margins(x=0.15)
 show(figure)

@@ -87,7 +87,7 @@ def documents(
         here = Skipped()
         by_file = source == "python" or Path(source).is_dir()
         for number, (name, text) in enumerate(_read(source, text_field, here, part if by_file else (0, 1))):
-            if not text.strip():
+            if not text or text.isspace():
                 here.add("empty document", name)
             elif not _is_unicode(text):
                 here.add("bad encoding", name)
