@@ -35,7 +35,7 @@ class Encoder:
 
     def __init__(self, spec: str, tokenizer: Any, dtype: np.dtype):
         self.tokenizer, self.dtype = tokenizer, dtype
-        self.fast = None if spec == "bytes" else _tiktoken(spec, tokenizer)
+        self.fast: Any = None if spec == "bytes" else _tiktoken(spec, tokenizer)
         self.one: Callable[[str], np.ndarray] | None = None
         if spec == "bytes":
             self.one = lambda text: np.frombuffer(text.encode(), dtype=np.uint8).astype(self.dtype)

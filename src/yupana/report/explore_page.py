@@ -15,6 +15,9 @@ MORE_STYLE = """
 th { text-align: right; padding: .15rem 1.5rem .15rem 0; } td:nth-child(n+2) { text-align: right; }
 table.texts td { text-align: left; font-size: .85rem; } table.texts td.number { text-align: right; }
 code { background: #f5f5f2; white-space: pre-wrap; word-break: break-word; }
+div.wide { overflow-x: auto; } details { max-width: 100%; overflow-x: auto; }
+div.wide td:first-child { position: sticky; left: 0; background: #fff; }
+@media (max-width: 40rem) { th, div.wide td { padding-right: .8rem; font-size: .85rem; } }
 """
 
 
@@ -70,7 +73,7 @@ def _table(rows: list[tuple[str, list[str]]], sources: list[dict[str, Any]]) -> 
     for label, values in rows:
         marked = html.escape(label).replace("[bold]", "<b>").replace("[/bold]", "</b>").replace("  ", "&emsp;", 1)
         body += f"<tr><td>{marked}</td>{''.join(f'<td>{html.escape(value)}</td>' for value in values)}</tr>"
-    return f"<table><tr><th></th>{heads}</tr>{body}</table>"
+    return f'<div class="wide"><table><tr><th></th>{heads}</tr>{body}</table></div>'
 
 
 def _source(source: dict[str, Any]) -> str:
