@@ -36,7 +36,7 @@ from yupana.corpus.packing import compare
 from yupana.corpus.prepare import prepare
 from yupana.corpus.shards import open_corpus
 from yupana.corpus.sources import documents
-from yupana.flops.hardware import cache_folder
+from yupana.files import cache_folder
 from yupana.report.corpora_plot import draw_mixtures
 from yupana.report.explore_plots import draw_explore
 from yupana.report.explore_text import explore_tables

@@ -23,6 +23,7 @@ from yupana.corpus.permutation import permuted
 from yupana.corpus.prepare import prepare
 from yupana.corpus.shards import open_corpus, verify
 from yupana.errors import UserError
+from yupana.files import cache_folder
 
 QUICK = settings(max_examples=40, deadline=None)
 
@@ -605,6 +606,15 @@ def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
     assert tokenizers.canonical(again) == tokenizers.canonical(tokenizer)
     for text in VARIED:
         assert again.encode(text).ids == tokenizer.encode(text).ids
+
+
+def test_llama3_from_the_cache_is_the_same_and_a_damaged_cache_is_made_again(llama3):
+    (cached,) = cache_folder().glob("llama3-*.tokenizer")
+    written = tokenizers.canonical(llama3)
+    for damage in (lambda data: data, lambda data: data.replace(b"Split", b"Spilt"), lambda data: data[:1000]):
+        cached.write_bytes(damage(cached.read_bytes()))
+        assert tokenizers.canonical(tokenizers.load("llama3")) == written
+        assert cached.read_bytes().endswith(written)
 
 
 def test_llama3s_specials_are_those_of_its_authors(llama3):

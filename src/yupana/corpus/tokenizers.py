@@ -12,6 +12,7 @@ The thing is a `tokenizers.Tokenizer` saved as tokenizer.json. Text is only ever
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -22,7 +23,10 @@ from typing import Any
 import numpy as np
 
 from yupana.errors import UserError, did_you_mean
+from yupana.files import cache_folder, write_atomically
 
+CACHED = 1
+"""Of the way in which Llama 3's tokenizer is made; another number makes it anew."""
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 
 LLAMA3_PATTERN = (
@@ -192,22 +196,39 @@ def _trained(size: int, texts: Iterable[str]) -> Any:
 
 
 def _llama3() -> Any:
+    """Llama 3's tokenizer, from the cache where it was made before: making it takes a second or two."""
+    import tokenizers
     from tokenizers import Tokenizer, models
 
+    made_of = f"{hashlib.sha256(_llama3_file().read_bytes()).hexdigest()} {tokenizers.__version__} {CACHED}"
+    cached = cache_folder() / f"llama3-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.tokenizer"
+    with contextlib.suppress(OSError):
+        digest, _, written = cached.read_bytes().partition(b"\n")
+        if digest.decode(errors="replace") == hashlib.sha256(written).hexdigest():
+            return Tokenizer.from_str(written.decode())
     ranks = dict(_llama3_ranks())
     vocab = {_spelled(token): rank for token, rank in ranks.items()}
     merges = _spelled_merges(ranks)
     tokenizer = _llama3_words(Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True)))
-    return _with_specials(tokenizer, LLAMA3_SPECIALS)
+    tokenizer = _with_specials(tokenizer, LLAMA3_SPECIALS)
+    with contextlib.suppress(OSError, UserError):  # a cache is no duty
+        written = canonical(tokenizer)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cached, hashlib.sha256(written).hexdigest().encode() + b"\n" + written)
+    return tokenizer
 
 
-def _llama3_ranks() -> Iterator[tuple[bytes, int]]:
+def _llama3_file() -> Path:
     package = importlib.util.find_spec("llama_models")  # finding is not importing: that would load torch
     places = [Path(place, "llama3", "tokenizer.model") for place in (package and package.submodule_search_locations) or []]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise UserError("the llama3 tokenizer needs the llama-models package: pip install 'yupana[corpus]'")
-    for line in path.read_bytes().splitlines():
+    return path
+
+
+def _llama3_ranks() -> Iterator[tuple[bytes, int]]:
+    for line in _llama3_file().read_bytes().splitlines():
         if line:
             token, rank = line.split()
             yield base64.b64decode(token), int(rank)
