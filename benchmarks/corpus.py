@@ -1,8 +1,9 @@
 """What the corpus tools cost: tokenising against tiktoken, near-duplicates found, memory, and the reader.
 
-    python benchmarks/corpus.py tokenise SOURCE… [--megabytes 20] [--rounds 3]
+    python benchmarks/corpus.py tokenise SOURCE… [--megabytes 64] [--rounds 3]
+    python benchmarks/corpus.py same SOURCE… [--strings 1000000]      ids against those of Llama 3's authors
     python benchmarks/corpus.py duplicates [--pairs 600]
-    python benchmarks/corpus.py memory SOURCE… -- COMMAND…      peak memory of `yupana corpus COMMAND… SOURCE…`
+    python benchmarks/corpus.py size KERNEL [--cases tiny,line]       at size: corpus_size.py says which cases there are
     python benchmarks/corpus.py reader CORPUS [--step_seconds S]
 
 Each prints one JSON object. SOURCE is anything that yupana reads; benchmarks/corpus_sources.sh fetches some.
@@ -14,13 +15,13 @@ import argparse
 import json
 import os
 import random
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from corpus_same import llama3_of_its_authors, same
+from corpus_size import CASES, size
 
 from yupana.corpus import words as w
 from yupana.corpus.sources import documents
@@ -31,15 +32,22 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     c = commands.add_parser("tokenise")
     c.add_argument("sources", nargs="+")
-    c.add_argument("--megabytes", type=int, default=20)
+    c.add_argument("--megabytes", type=int, default=64)
     c.add_argument("--rounds", type=int, default=3)
-    c.set_defaults(run=lambda a: tokenise(a.sources, a.megabytes << 20, a.rounds))
+    c.set_defaults(run=lambda a: tokenise(a.sources, a.megabytes << 20, a.rounds, a.tokenizers.split(",")))
+    c.add_argument("--tokenizers", default="llama3,bpe:4096,bytes", help="comma-separated")
+    c = commands.add_parser("same")
+    c.add_argument("sources", nargs="+")
+    c.add_argument("--strings", type=int, default=1_000_000)
+    c.set_defaults(run=lambda a: same(some_of_each(a.sources, 32 << 20), a.strings))
     c = commands.add_parser("duplicates")
     c.add_argument("--pairs", type=int, default=600)
     c.set_defaults(run=lambda a: duplicates(a.pairs))
-    c = commands.add_parser("memory")
-    c.add_argument("arguments", nargs=argparse.REMAINDER, help="of yupana corpus")
-    c.set_defaults(run=lambda a: memory(a.arguments))
+    c = commands.add_parser("size")
+    c.add_argument("kernel", help="the folder of the gigabyte source")
+    c.add_argument("--cases", default=",".join(CASES))
+    c.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()), help="where there are a few GB of room")
+    c.set_defaults(run=lambda a: size(a.kernel, a.cases.split(","), a.scratch))
     c = commands.add_parser("reader")
     c.add_argument("corpus")
     c.add_argument("--step_seconds", type=float, help="of a training step, to say what share reading is")
@@ -50,72 +58,67 @@ def main() -> None:
     print(json.dumps({**arguments.run(arguments), "cores": os.cpu_count()}, indent=2))
 
 
-def tokenise(sources: list[str], size: int, rounds: int) -> dict[str, Any]:
-    """Tokens/s of the whole preparation under three tokenizers, and of tiktoken's batch encoder on Llama 3's own ranks.
+def tokenise(sources: list[str], size: int, rounds: int, tokenizer_names: list[str]) -> dict[str, Any]:
+    """Tokens/s of the whole preparation under each tokenizer, and of tiktoken's batch encoder on Llama 3's own ranks.
 
-    The same text, the same cores, in turn; the best of each. The ids are compared document by document.
+    The same text, the same cores, in turn. The preparation reads JSON lines, makes the tokenizer, tokenises, hashes and
+    writes; tiktoken has the texts in memory and its encoder made. The ids are compared document by document.
     """
     import numpy as np
 
     from yupana.corpus.prepare import prepare
     from yupana.corpus.shards import open_corpus
 
-    texts: list[str] = []
-    left = size
-    for source in sources:  # of each the same amount
-        taken = 0
-        for _, text in documents([source]):
-            texts.append(text)
-            taken += len(text)
-            if taken >= size // len(sources):
-                break
-        left -= taken
-    encoding = llama3_in_tiktoken()
-    best: dict[str, float] = {}
+    texts = some_of_each(sources, size)
+    encoding = llama3_of_its_authors().model
+    seconds: dict[str, list[float]] = {}
+    tokens: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(folder, "text.jsonl")
         lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         for number in range(rounds):
             began = time.perf_counter()
             expected = encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count() or 1)
-            tokens = {"tiktoken, llama3": sum(map(len, expected))}
-            note(best, "tiktoken, llama3", tokens["tiktoken, llama3"] / (time.perf_counter() - began))
-            for name in ("llama3", "bpe:4096", "bytes"):
-                result = prepare([lines], Path(folder, f"{name}-{number}"), name, val_fraction=0)
-                note(best, f"prepare, {name}", result["tokens"] / result["seconds"])
-        stream = open_corpus(Path(folder, "llama3-0")).split("train")
-        bounds = [*stream.starts, stream.n_tokens]
-        differing = sum(
-            not np.array_equal(stream.read(int(a) + 1, int(b) - 1), np.array(ids, dtype=np.int64))
-            for a, b, ids in zip(bounds[:-1], bounds[1:], expected, strict=True)
-        )
+            seconds.setdefault("tiktoken", []).append(time.perf_counter() - began)
+            tokens["tiktoken"] = sum(map(len, expected))
+            if number:
+                del expected  # lists of Python's whole numbers, 36 bytes each
+            for name in tokenizer_names:
+                began = time.perf_counter()
+                out = Path(folder, f"{name}-{number}")
+                result = prepare([lines], out, name, val_fraction=0)
+                seconds.setdefault(f"prepare, {name}", []).append(time.perf_counter() - began)
+                tokens[f"prepare, {name}"] = result["tokens"]
+            if not number:
+                stream = open_corpus(Path(folder, "llama3-0")).split("train")
+                bounds = [*stream.starts, stream.n_tokens]
+                differing = sum(
+                    not np.array_equal(stream.read(int(a) + 1, int(b) - 1), np.array(ids, dtype=np.int64))
+                    for a, b, ids in zip(bounds[:-1], bounds[1:], expected, strict=True)
+                )
+    ratios = sorted(theirs / ours for theirs, ours in zip(seconds["tiktoken"], seconds["prepare, llama3"], strict=True))
     return {
         "bytes": sum(len(text.encode()) for text in texts),
         "documents": len(texts),
-        "tokens": tokens["tiktoken, llama3"],
+        "tokens": tokens["tiktoken"],
         "documents_whose_ids_differ": differing,
-        "tokens_per_second": best,
-        "prepare_over_tiktoken": best["prepare, llama3"] / best["tiktoken, llama3"],
+        "seconds": seconds,
+        "tokens_per_second": {name: tokens[name] / min(times) for name, times in seconds.items()},
+        "prepare_over_tiktoken": {"median": ratios[len(ratios) // 2], "least": ratios[0], "most": ratios[-1]},
     }
 
 
-def llama3_in_tiktoken() -> Any:
-    """Llama 3's encoding as its authors build it: the ranks of tokenizer.model and the pattern."""
-    import tiktoken
-
-    from yupana.corpus import tokenizers
-
-    return tiktoken.Encoding(
-        "llama3",
-        pat_str=tokenizers.LLAMA3_PATTERN,
-        mergeable_ranks=dict(tokenizers._llama3_ranks()),
-        special_tokens={},
-    )
-
-
-def note(best: dict[str, float], name: str, value: float) -> None:
-    """Keep the best."""
-    best[name] = max(best.get(name, 0.0), value)
+def some_of_each(sources: list[str], size: int) -> list[str]:
+    """Documents of `size` characters in all, of each source as much, as far as it goes."""
+    texts: list[str] = []
+    for number, source in enumerate(sources):
+        wanted = (size - sum(map(len, texts))) // (len(sources) - number)
+        for _, text in documents([source]):
+            texts.append(text)
+            wanted -= len(text)
+            if wanted <= 0:
+                break
+    return texts
 
 
 def duplicates(pairs: int) -> dict[str, Any]:
@@ -183,22 +186,6 @@ def jaccard(one: list[str], other: list[str]) -> float:
     """|A ∩ B| / |A ∪ B| of the runs of five words."""
     sets = [{tuple(words[at : at + 5]) for at in range(len(words) - 4)} for words in (one, other)]
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
-
-
-def memory(arguments: list[str]) -> dict[str, Any]:
-    """Peak memory and seconds of a `yupana corpus` command; of the largest of its processes."""
-    began = time.perf_counter()
-    command = [sys.executable, "-m", "yupana", "corpus", *(a for a in arguments if a != "--"), "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    result = json.loads(done.stdout)
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {
-        "command": " ".join(["yupana corpus", *arguments]),
-        "peak_bytes": used.ru_maxrss * 1024,
-        "seconds": time.perf_counter() - began,
-        "cpu_seconds": used.ru_utime + used.ru_stime,
-        **{key: result[key] for key in ("documents", "bytes", "tokens")},
-    }
 
 
 def reader(path: str, seq_len: int, global_batch: int, step_seconds: float | None) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from yupana.corpus.packing import compare
 from yupana.corpus.prepare import prepare
 from yupana.corpus.shards import open_corpus
 from yupana.corpus.sources import documents
-from yupana.flops.hardware import cache_folder
+from yupana.files import cache_folder
 from yupana.report.corpora_plot import draw_mixtures
 from yupana.report.explore_plots import draw_explore
 from yupana.report.explore_text import explore_tables
@@ -171,6 +171,7 @@ left.set_title("stream: documents cut that would fit (%)", loc="left")
 right.set_title("overlapping windows: tokens thrown away (%)", loc="left")
 for axes in (left, right):
     axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, lengths)
     axes.set_xlabel("tokens a sequence")
     axes.margins(x=0.15)
 show(figure)

@@ -198,3 +198,78 @@ def test_wrong_filters_and_filters_that_leave_nothing(modules, tmp_path):
 
 def test_families_are_those_of_exploring():
     assert clean.FAMILIES == ("gopher", "repetition", "c4", "fineweb")
+
+
+def test_c4s_lines_go_out_of_documents_and_are_counted(tmp_path):
+    good = "This line has enough words and an end."
+    mixed = f"{good}\nMenu\n{good}\n\n  We uses cookies here on all of these pages.\n{good}"
+    texts = [mixed, "Home\nAbout", " ".join([good] * 4)]
+    source = tmp_path / "t.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    result = prepare([str(source)], tmp_path / "out", "bytes", 0.1, filters=["c4-lines", "c4"], tasks=2, workers=2)
+    assert kept_texts(tmp_path / "out") == ["\n".join([good] * 3), " ".join([good] * 4)]
+    assert result["removed"]["c4-lines: no line is left"] == 1
+    assert result["removed_lines"] == {"no end mark": 3, "terms of use, cookies": 1}
+    page = (tmp_path / "out" / "removed.md").read_text()
+    assert "| no end mark | 3 | 13 |" in page
+    assert "- terms of use, cookies: `We uses cookies here on all of these pages.`" in page
+
+
+SBATCH = """#!/bin/sh
+# As Slurm would: each job of the array, one after the other, in the environment that it has there.
+for script; do :; done
+echo "$script" >> {log}; cat "$script" >> {log}
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
+for n in $(seq 0 "$last"); do
+    SLURM_ARRAY_TASK_ID=$n SLURM_NODELIST=here RUN_OFFSET=0 sh "$script" >> {log} 2>&1 || true
+done
+echo Submitted batch job 7
+"""
+
+
+def test_slurm_makes_the_same_corpus_and_a_lost_job_is_one_sentence(modules, tmp_path, monkeypatch):
+    """With sbatch, srun, scontrol and squeue played by scripts: what would run on a node runs here, in its own process."""
+    from yupana.corpus import executors
+
+    commands, log = tmp_path / "bin", tmp_path / "log"
+    commands.mkdir()
+    scripts = {
+        "sbatch": SBATCH.replace("{log}", str(log)), "scontrol": "#!/bin/sh\necho here\n", "squeue": "#!/bin/sh\n",
+        "srun": '#!/bin/sh\nwhile [ "$1" != launch_pickled_pipeline ]; do shift; done\nexec "$@"\n',
+    }  # fmt: skip
+    for name, script in scripts.items():
+        (commands / name).write_text(script)
+        (commands / name).chmod(0o755)
+    monkeypatch.setattr(executors, "POLL", 0.0)
+    with pytest.raises(UserError, match="no sbatch here"):
+        prepare([str(modules)], tmp_path / "no", "bytes", filters=["gopher"], executor="slurm:partition=p,time=1:00:00")
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    where = "slurm:partition=p,time=1:00:00,mem_per_cpu_gb=3,sbatch.account=us"
+    (commands / "srun").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(UserError, match=r"Slurm's job 7 ended with 2 of 2 tasks unfinished.*start the same command again"):
+        prepare([str(modules)], tmp_path / "out", "bytes", 0.1, filters=["gopher"], tasks=2, executor=where)
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / ".out.preparing").is_dir()
+    (commands / "srun").write_text(scripts["srun"])
+    prepare([str(modules)], tmp_path / "out", "bytes", 0.1, filters=["gopher"], tasks=2, executor=where)
+    told = log.read_text()
+    for line in ("partition=p", "time=1:00:00", "mem-per-cpu=3G", "account=us", "array=0-1"):
+        assert f"#SBATCH --{line}\n" in told, line
+    prepare([str(modules)], tmp_path / "here", "bytes", 0.1, filters=["gopher"], tasks=2)
+    assert shards(tmp_path / "out") == shards(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("executor", "message"),
+    [
+        ("slum", "did you mean 'slurm'"),
+        ("local:partition=p", "local has no setting 'partition'.*it has none"),
+        ("slurm:time=1:00:00", "needs partition"),
+        ("slurm:partition=p,time=1:00:00,mem_per_cpu=3", "did you mean 'mem_per_cpu_gb'"),
+        ("slurm:partition=p,time=1:00:00,mem_per_cpu_gb=much", "is no int"),
+    ],
+)
+def test_wrong_executors_are_one_sentence(modules, tmp_path, executor, message):
+    with pytest.raises(UserError, match=message):
+        prepare([str(modules)], tmp_path / "out", "bytes", filters=["gopher"], executor=executor)
+    assert list(tmp_path.iterdir()) == []

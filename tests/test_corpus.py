@@ -23,6 +23,7 @@ from yupana.corpus.permutation import permuted
 from yupana.corpus.prepare import prepare
 from yupana.corpus.shards import open_corpus, verify
 from yupana.errors import UserError
+from yupana.files import cache_folder
 
 QUICK = settings(max_examples=40, deadline=None)
 
@@ -35,11 +36,6 @@ VARIED = [
     " ",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
 ]
-
-needs_llama3 = pytest.mark.skipif(
-    importlib.util.find_spec("llama_models") is None, reason="llama-models is not installed"
-)
-
 
 def write_lines(path, texts):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -311,8 +307,8 @@ def test_two_at_once_are_refused_and_the_first_is_not_disturbed(tmp_path):
 
 SLOWLY = """
 import sys
-from yupana.corpus import prepare as preparing
-preparing.SAVE_EVERY, preparing.GROUP_BYTES = 0.0, 20_000
+from yupana.corpus import encode, prepare as preparing
+preparing.SAVE_EVERY, encode.LIBRARY_GROUP = 0.03, 20_000
 source, out, tokenizer = sys.argv[1:]
 print("ready", flush=True)
 preparing.prepare([source], out, tokenizer, val_fraction=0.1, shard_tokens=150_000)
@@ -612,23 +608,19 @@ def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
         assert again.encode(text).ids == tokenizer.encode(text).ids
 
 
-@needs_llama3
-def test_llama3_ids_are_tiktokens(llama3):
-    tiktoken = pytest.importorskip("tiktoken")
-    ranks = dict(tokenizers._llama3_ranks())
-    specials = {name: 128_000 + number for number, name in enumerate(tokenizers.LLAMA3_SPECIALS)}
-    oracle = tiktoken.Encoding(
-        "llama3", pat_str=tokenizers.LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=specials
-    )
-    shared = Path(__file__).parents[2] / "shared" / "data" / "text" / "wikitext2_valid.txt"
-    generator = random.Random(2)
-    noise = ["".join(map(chr, generator.choices([*range(32, 127), *range(0xA0, 0x250), 10, 0x4E2D, 0x1F600], k=400)))
-             for _ in range(50)]  # fmt: skip
-    real = [Path(json.__file__).read_text(), shared.read_text()[:200_000] if shared.exists() else ""]
-    for text in [*VARIED, *noise, *real]:
-        assert llama3.encode(text, add_special_tokens=False).ids == oracle.encode(text, disallowed_special=())
-    assert {name: llama3.token_to_id(name) for name in specials} == specials
-    assert len(specials) == 256
+def test_llama3_from_the_cache_is_the_same_and_a_damaged_cache_is_made_again(llama3):
+    (cached,) = cache_folder().glob("llama3-*.tokenizer")
+    written = tokenizers.canonical(llama3)
+    for damage in (lambda data: data, lambda data: data.replace(b"Split", b"Spilt"), lambda data: data[:1000]):
+        cached.write_bytes(damage(cached.read_bytes()))
+        assert tokenizers.canonical(tokenizers.load("llama3")) == written
+        assert cached.read_bytes().endswith(written)
+
+
+def test_llama3s_specials_are_those_of_its_authors(llama3):
+    metas = pytest.importorskip("llama_models.llama3.tokenizer").Tokenizer.get_instance()
+    assert {name: llama3.token_to_id(name) for name in tokenizers.LLAMA3_SPECIALS} == metas.special_tokens
+    assert len(metas.special_tokens) == 256
 
 
 def test_bad_tokenizers(tmp_path, monkeypatch):

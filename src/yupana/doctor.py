@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from yupana.flops.hardware import cache_folder
+from yupana.files import cache_folder
 
 CORE = ("torch", "numpy", "tokenizers", "safetensors", "rich", "jsonargparse", "PyYAML")
 EXTRAS = {

@@ -73,3 +73,8 @@ def sha256_of(path: Path) -> str:
         while block := file.read(4 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where yupana keeps what it can make again: $XDG_CACHE_HOME/yupana or ~/.cache/yupana."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yupana"

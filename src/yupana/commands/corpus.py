@@ -33,10 +33,12 @@ def register(commands: Any) -> None:
     c.add_argument("--val_fraction", type=float, default=0.01, help="share of documents held out (0.01)")
     c.add_argument("--text_field", default="text", help="field or column that holds the text (text)")
     c.add_argument("--filter", action="append", default=[], metavar="F", help="drop documents by the rules of gopher, "
-                   "repetition, c4, fineweb, or language:en; may be given again")  # fmt: skip
+                   "repetition, c4, fineweb, or language:en, or lines by c4-lines; may be given again")  # fmt: skip
     c.add_argument("--near_duplicates", action="store_true", help="keep one of documents that are nearly equal")
     c.add_argument("--tasks", type=int, default=16, help="parts that filtering is cut into (16)")
     c.add_argument("--workers", type=int, help="parts that run at once (the cores)")
+    c.add_argument("--executor", default="local", metavar="E", help="where filtering runs: local, ray, or "
+                   "slurm:partition=P,time=HH:MM:SS (local)")  # fmt: skip
     c = add_command(group, "packing", packing, "what each way of packing documents into sequences costs")
     c.add_argument("corpus", type=Path, metavar="CORPUS", help="a prepared corpus")
     c.add_argument("--seq_len", type=int, required=True, metavar="T", help="tokens of a sequence")
@@ -112,9 +114,11 @@ def prepare(arguments: argparse.Namespace) -> int:
             near_duplicates=arguments.near_duplicates,
             tasks=arguments.tasks,
             workers=arguments.workers,
+            executor=arguments.executor,
         )
     skipped = "".join(f", {count} skipped ({reason})" for reason, count in result["skipped"].items())
     removed = "".join(f"\n  removed {count:,}: {reason}" for reason, count in result["removed"].items())
+    removed += "".join(f"\n  lines removed {count:,}: {reason}" for reason, count in result["removed_lines"].items())
     print_result(
         arguments,
         result,

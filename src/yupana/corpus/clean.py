@@ -8,6 +8,7 @@ and is part of what a corpus was asked to be; how many run at once is not.
     kept/      what the filters left, a file a task (JSON lines)
     unique/    what near-duplicate removal left of that
     removed/   every document that went: id, filter, reason, bytes, and how it began
+    lines/     lines that went out of documents, counted by reason (c4-lines)
     skipped/   what could not be read, counted by reason
 """
 
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from yupana.corpus import near, quality
+from yupana.corpus import executors, lines, near, quality
 from yupana.corpus import words as w
 from yupana.corpus.sources import Skipped, documents
 from yupana.errors import UserError, did_you_mean
@@ -41,8 +42,8 @@ def check_filters(names: Sequence[str]) -> None:
     """Raise UserError for a filter that there is not, or that cannot work here."""
     for name in names:
         language = name.startswith("language:") and len(name) > len("language:")
-        if name not in FAMILIES and not language:
-            known = [*FAMILIES, "language:en"]
+        if name not in (*FAMILIES, lines.NAME) and not language:
+            known = [*FAMILIES, lines.NAME, "language:en"]
             raise UserError(f"there is no filter '{name}'{did_you_mean(name, known)}: the filters are {', '.join(known)}")
         if language:
             _language_of("")
@@ -61,7 +62,8 @@ def clean(
     filters: Sequence[str],
     near_duplicates: bool,
     tasks: int,
-    workers: int,
+    workers: int | None,
+    executor: str,
     told: Callable[[str], None],
 ) -> Path:
     """Filter `sources` in the folder `work`; returns the folder of JSON lines that is left.
@@ -69,16 +71,16 @@ def clean(
     Called again after a kill, it goes on with the unfinished tasks. Raises UserError when nothing is left.
     """
     with _quiet(work / "log.txt"):
+
+        def run(name: str, steps: list[Any], parts: int) -> None:
+            executors.run(executor, steps, parts, workers, work / "marks" / name)
+
         told(f"filtering ({', '.join(filters)})" if filters else "reading")
-        _filter(list(sources), text_field, work, filters, tasks, workers)
+        run("filter", _filters(list(sources), text_field, work, filters), tasks)
         kept = work / "kept"
         if near_duplicates:
             told("removing near-duplicates")
             gone = _Removed(work / "removed" / NEAR, NEAR)
-
-            def run(name: str, steps: list[Any], parts: int) -> None:
-                _run(steps, parts, workers, work / "marks" / name)
-
             kept = near.deduplicate(kept, work, tasks, gone, run)
     if not any(path.stat().st_size for path in kept.glob("*.jsonl")):
         raise UserError(
@@ -124,7 +126,7 @@ def summary(gone: Iterable[dict[str, Any]], examples: int = 3) -> list[dict[str,
 def told_as_text(names: Sequence[str], cleaning: dict[str, Any]) -> str:
     """The report that lies in a corpus: what each filter removed, with examples."""
     kept, gone = cleaning["kept"], cleaning["removed"]
-    lines = [
+    told = [
         f"# What was removed from {', '.join(names)}",
         "",
         f"Filters, in this order: {', '.join([*cleaning['filters'], *([NEAR] if cleaning['near_duplicates'] else [])])}. "
@@ -136,26 +138,28 @@ def told_as_text(names: Sequence[str], cleaning: dict[str, Any]) -> str:
         *(f"| {of['filter']} | {of['reason']} | {of['documents']:,} | {of['bytes']:,} |" for of in gone),
     ]
     for of in gone:
-        lines += ["", f"## {of['filter']}: {of['reason']}", ""]
-        for example in of["examples"]:
-            excerpt = " ".join(example["excerpt"].split()).replace("`", "'")
-            lines.append(f"- `{example['id']}`: `{excerpt}`")
-    return "\n".join(lines) + "\n"
+        told += ["", f"## {of['filter']}: {of['reason']}", ""]
+        told += [f"- `{example['id']}`: {_code(example['excerpt'])}" for example in of["examples"]]
+    if cleaning.get("lines"):
+        told += ["", "## Lines taken out of documents", "", "| reason | lines | bytes |", "| --- | ---: | ---: |"]
+        told += [f"| {of['reason']} | {of['lines']:,} | {of['bytes']:,} |" for of in cleaning["lines"]]
+        told += ["", *(f"- {of['reason']}: {_code(example)}" for of in cleaning["lines"] for example in of["examples"])]
+    return "\n".join(told) + "\n"
 
 
-def _filter(sources: list[str], text_field: str, work: Path, filters: Sequence[str], tasks: int, workers: int) -> None:
+def _code(excerpt: str) -> str:
+    return f"`{' '.join(excerpt.split()).replace('`', chr(39))}`"
+
+
+def _filters(sources: list[str], text_field: str, work: Path, filters: Sequence[str]) -> list[Any]:
+    """Read, every filter in turn, write."""
     from datatrove.pipeline.writers.jsonl import JsonlWriter
 
     steps = [_reader(sources, text_field, work / "skipped")]
-    steps += [_rule(name, _Removed(work / "removed" / f"{number}", name)) for number, name in enumerate(filters)]
-    steps.append(JsonlWriter(str(work / "kept"), compression=None))
-    _run(steps, tasks, workers, work / "marks" / "filter")
-
-
-def _run(steps: list[Any], tasks: int, workers: int, marks: Path) -> None:
-    from datatrove.executor import LocalPipelineExecutor
-
-    LocalPipelineExecutor(steps, tasks=tasks, workers=min(workers, tasks), logging_dir=str(marks), start_method="fork").run()
+    for number, name in enumerate(filters):
+        gone = _Removed(work / "removed" / f"{number}", name)
+        steps.append(lines.step(gone, work / "lines") if name == lines.NAME else _rule(name, gone))
+    return [*steps, JsonlWriter(str(work / "kept"), compression=None)]
 
 
 class _Removed:

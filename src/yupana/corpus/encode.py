@@ -1,91 +1,111 @@
 """Texts to tokens on all cores, each tokenizer by the fastest way that gives exactly its ids.
 
-Bytes are their own ids. Llama 3's ids come from tiktoken, which it was made with, where that is installed (they are the
-same: `pytest tests/test_corpus.py -k tiktoken`); all others, and texts that tiktoken's regular expressions might choke
-on, go through the tokenizer's own library. Long texts are cut where their words are, so that memory is bounded.
+Bytes are their own ids. A tokenizer that is tiktoken's in other words, as Llama 3's is (tokenizers.ranks), goes through
+tiktoken where that is installed; all others, and texts that tiktoken's regular expressions might choke on, go through the
+tokenizer's own library. That the ids are the same: `python benchmarks/corpus.py same`. Long texts are cut where their
+words are, so that memory is bounded.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 
 from yupana.corpus import tokenizers
-from yupana.corpus.pieces import pieces
+from yupana.corpus.pieces import PIECE, pieces
 
 RUN = 10_000
 """Characters: a text that is all white space, or has none, over more than twice so many is none for tiktoken (Llama's
 own tokenizer cuts at 25 000 of them)."""
+GROUP, LIBRARY_GROUP = 128 << 10, 1 << 20
+"""Characters that a thread tokenises at once; and of those that the library spreads over the cores itself, where a token
+takes about 100 bytes while it is made."""
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 class Encoder:
-    """Groups of texts to arrays of `dtype`, one a text. Use as a context manager: its threads end with it."""
+    """Texts to arrays of `dtype`. Use as a context manager: its threads end with it."""
 
     def __init__(self, spec: str, tokenizer: Any, dtype: np.dtype):
         self.tokenizer, self.dtype = tokenizer, dtype
-        self.own = spec.split(":")[0] in ("bytes", "bpe", "llama3")
+        self.fast: Any = None if spec == "bytes" else _tiktoken(spec, tokenizer)
         self.one: Callable[[str], np.ndarray] | None = None
         if spec == "bytes":
             self.one = lambda text: np.frombuffer(text.encode(), dtype=np.uint8).astype(self.dtype)
-        elif spec == "llama3" and (fast := _tiktoken()) is not None:
-            self.fast, self.one = fast, self._by_tiktoken
-        self.threads = ThreadPoolExecutor(os.cpu_count() or 1)
-        self.ahead = ThreadPoolExecutor(1)
+        elif self.fast is not None:
+            self.one = self._by_tiktoken
+        self.in_pieces = self.one is not None or spec.startswith("bpe:")
+        self.workers = 1 if self.one is None else os.cpu_count() or 1
+        self.threads = ThreadPoolExecutor(self.workers)
 
     def __enter__(self) -> Encoder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.ahead.shutdown(cancel_futures=True)
         self.threads.shutdown(cancel_futures=True)
 
-    def groups(self, groups: Iterable[list[str]]) -> Iterator[tuple[list[str], list[np.ndarray]]]:
-        """(texts, their tokens) of each group, the next one being made meanwhile."""
-        waiting = None
-        for texts in groups:
-            following = texts, self.ahead.submit(self.encode, texts)
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
-            waiting = following
-        if waiting is not None:
-            yield waiting[0], waiting[1].result()
+    def stream(self, texts: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """Each text with its tokens, in order, the next ones being made meanwhile; without those that begin and end it."""
+        for group, found in self._in_order(_groups(texts, LIBRARY_GROUP if self.one is None else GROUP), self._group):
+            if found is None:  # one long text
+                found = [np.concatenate([ids for _, ids in self._in_order(pieces(group[0]), self._piece)])]
+            yield from zip(group, found, strict=True)
 
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """The tokens of each text, without those that begin and end a document."""
-        if self.one is not None:
-            return list(self.threads.map(self._piece_by_piece, texts))
-        if len(texts) == 1 and self.own:
-            return [self._piece_by_piece(texts[0])]
-        return [self._ids(encoding) for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    def ahead(self, texts: list[str]) -> Future[list[np.ndarray]]:
+        """The tokens of each text, made meanwhile."""
+        return self.threads.submit(self._whole, texts)
 
-    def _piece_by_piece(self, text: str) -> np.ndarray:
-        one = self.one or self._by_library
-        return np.concatenate([one(piece) for piece in pieces(text)])
+    def _in_order(self, jobs: Iterable[Job], work: Callable[[Job], Result]) -> Iterator[tuple[Job, Result]]:
+        """Each job with its result; a few are worked on ahead."""
+        waiting: deque[tuple[Job, Future[Result]]] = deque()
+        for job in jobs:
+            waiting.append((job, self.threads.submit(work, job)))
+            if len(waiting) > 2 * self.workers:
+                done, result = waiting.popleft()
+                yield done, result.result()
+        for done, result in waiting:
+            yield done, result.result()
 
-    def _by_library(self, text: str) -> np.ndarray:
-        return self._ids(self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])
+    def _group(self, texts: list[str]) -> list[np.ndarray] | None:
+        """The tokens of each text; None of one that is made piece by piece."""
+        if self.in_pieces and len(texts[0]) > PIECE:
+            return None
+        return self._whole(texts)
+
+    def _whole(self, texts: list[str]) -> list[np.ndarray]:
+        return self._by_library(texts) if self.one is None else [self.one(text) for text in texts]
+
+    def _piece(self, text: str) -> np.ndarray:
+        return self._whole([text])[0]
 
     def _by_tiktoken(self, text: str) -> np.ndarray:
         if not _ordinary(text):
-            return self._by_library(text)
-        return self.fast.encode_to_numpy(text, disallowed_special=()).astype(self.dtype)
+            return self._by_library([text])[0]
+        return self.fast.encode_to_numpy(text, disallowed_special=()).astype(self.dtype, copy=False)
 
-    def _ids(self, encoding: Any) -> np.ndarray:
-        return np.array(encoding.ids, dtype=self.dtype)
+    def _by_library(self, texts: list[str]) -> list[np.ndarray]:
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
 
-def _tiktoken() -> Any:
-    """Llama 3's encoding in tiktoken, without its specials, which text never is; None where it is not installed."""
+def _tiktoken(spec: str, tokenizer: Any) -> Any:
+    """The same tokenizer in tiktoken; None where that is not installed or it cannot be expressed there."""
     try:
         import tiktoken
     except ImportError:
         return None
-    ranks = dict(tokenizers._llama3_ranks())
-    return tiktoken.Encoding("llama3", pat_str=tokenizers.LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    if (ranks := tokenizers.ranks(tokenizer, spec)) is None:
+        return None
+    # Text is never a special, but tiktoken looks for them: with none it would look at every byte, twice as long as all else.
+    unused = {tokenizers.BOS: len(ranks)}
+    return tiktoken.Encoding("yupana", pat_str=tokenizers.LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=unused)
 
 
 def _ordinary(text: str) -> bool:
@@ -94,3 +114,20 @@ def _ordinary(text: str) -> bool:
         return True
     blocks = (text[begin : begin + RUN] for begin in range(0, len(text) - RUN + 1, RUN))
     return all(not block.isspace() and len(block.split(maxsplit=1)) == 2 for block in blocks)
+
+
+def _groups(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of texts of about `size` characters together; a text longer than PIECE is alone in its list."""
+    group: list[str] = []
+    held = 0
+    for text in texts:
+        if group and len(text) > PIECE:
+            yield group
+            group, held = [], 0
+        group.append(text)
+        held += len(text)
+        if held >= size or len(text) > PIECE:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group

@@ -14,6 +14,7 @@ import threading
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from yupana.corpus import quality, tokenizers
 from yupana.corpus import words as w
 from yupana.corpus.contamination import Contamination, EvaluationText
 from yupana.corpus.duplicates import Duplicates
+from yupana.corpus.encode import Encoder
 from yupana.corpus.pieces import PIECE, pieces
 from yupana.corpus.sources import Skipped, documents, total_bytes
 from yupana.corpus.statistics import Statistics, sizes
@@ -68,16 +70,18 @@ def explore(
     held_out = EvaluationText(evaluation, text_field) if evaluation else None
     made = {name: tokenizers.load(name, _training_texts(names, text_field)) for name in tokenizer_names}
     found: list[dict[str, Any]] = []
-    for number, name in enumerate(names):
+    with contextlib.ExitStack() as threads:
+        encoders = {name: threads.enter_context(Encoder(name, made[name], np.dtype("<u4"))) for name in made}
+        for number, name in enumerate(names):
 
-        def told(share: float, number: int = number, name: str = name) -> None:
-            if progress:
-                progress(name, (number + share) / len(names))
+            def told(share: float, number: int = number, name: str = name) -> None:
+                if progress:
+                    progress(name, (number + share) / len(names))
 
-        with Duplicates(similarity) as duplicates:
-            found.append(_Look(name, made, duplicates, held_out).at(sample, text_field, told))
-        if not found[-1]["complete"]:
-            break
+            with Duplicates(similarity) as duplicates:
+                found.append(_Look(name, encoders, duplicates, held_out).at(sample, text_field, told))
+            if not found[-1]["complete"]:
+                break
     return _together(found)
 
 
@@ -89,10 +93,12 @@ def default_tokenizer() -> str:
 class _Look:
     """Everything that is counted while one source is read."""
 
-    def __init__(self, source: str, made: dict[str, Any], duplicates: Duplicates, evaluation: EvaluationText | None):
+    def __init__(
+        self, source: str, encoders: dict[str, Encoder], duplicates: Duplicates, evaluation: EvaluationText | None
+    ):
         self.source, self.duplicates, self.skipped = source, duplicates, Skipped()
         self.statistics = Statistics()
-        self.tokens = {name: _Tokens(tokenizer) for name, tokenizer in made.items()}
+        self.tokens = {name: _Tokens(encoder) for name, encoder in encoders.items()}
         self.dropped = {rule: _Dropped(rule) for rule in quality.RULES}
         self.families: Counter[str] = Counter()
         self.c4_lines: Counter[str] = Counter()
@@ -113,7 +119,7 @@ class _Look:
                 if stopped:
                     break
         for tokens in self.tokens.values():
-            tokens.flush()
+            tokens.finish()
         return self._result(not stopped, sample)
 
     def _add(self, name: str, text: str) -> None:
@@ -201,16 +207,17 @@ class _Dropped:
 
 
 class _Tokens:
-    """Tokens under one tokenizer, without those that begin and end a document."""
+    """Tokens under one tokenizer, without those that begin and end a document; counted while the next text is looked at."""
 
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
+    def __init__(self, encoder: Encoder):
+        self.encoder = encoder
         self.tokens = 0
-        self.used = np.zeros(tokenizer.get_vocab_size(), dtype=bool)
+        self.used = np.zeros(encoder.tokenizer.get_vocab_size(), dtype=bool)
         self.of_document = array("q")
         self._waiting: list[str] = []
         self._owners: list[int] = []
         self._size = 0
+        self._coming: tuple[list[int], Future[list[np.ndarray]] | None] = [], None
 
     def add(self, text: str) -> None:
         self.of_document.append(0)
@@ -221,14 +228,19 @@ class _Tokens:
             if self._size >= PIECE:
                 self.flush()
 
+    def finish(self) -> None:
+        """Count what still waits."""
+        self.flush()
+        self.flush()
+
     def flush(self) -> None:
-        """Count what waits."""
-        for owner, encoding in zip(
-            self._owners, self.tokenizer.encode_batch_fast(self._waiting, add_special_tokens=False), strict=True
-        ):
-            self.tokens += len(encoding.ids)
-            self.of_document[owner] += len(encoding.ids)
-            self.used[encoding.ids] = True
+        """Count what was sent out before, and send out what waits."""
+        owners, coming = self._coming
+        for owner, ids in zip(owners, coming.result() if coming else (), strict=True):
+            self.tokens += len(ids)
+            self.of_document[owner] += len(ids)
+            self.used[ids] = True
+        self._coming = self._owners, self.encoder.ahead(self._waiting)
         self._waiting, self._owners, self._size = [], [], 0
 
     def result(self, text_bytes: int, words: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The text that Llama-class models are pretrained on, as a table: what it is, how it was cleaned, where it lies.
 
-Every figure is the one its own paper or dataset card gives (`source`); what they do not say is left out (None). Token
-counts are only comparable under one tokenizer, so each names its own.
+Every figure is the one its own paper or dataset card gives (`source`, which also says which could not be looked up there);
+what they do not say is left out (None). Token counts are only comparable under one tokenizer, so each names its own.
 """
 
 from __future__ import annotations
@@ -166,8 +166,9 @@ KNOWN: tuple[Known, ...] = (
         "English pages of one Common Crawl snapshot (April 2019) that look like sentences; 305 GB compressed, the bytes "
         "are of the JSON with addresses and times",
         "clean prose at moderate size; a validation set that many papers report on",
-        "1910.10683; tokens: 2104.08758; bytes and documents: dataset card (training split)",
+        "1910.10683; tokens: 2104.08758, table 1, as others quote it; bytes and documents: dataset card (training split)",
         tokens=156 * B,
+        tokenizer="spaCy's words",
         bytes=828_589_180_707,
         documents=364_868_892,
         deduplication="three-sentence spans seen before",
@@ -230,7 +231,7 @@ KNOWN: tuple[Known, ...] = (
         "corpus",
         "RedPajama v1 without its duplicates and shortest documents: half the bytes are gone",
         "runs up to 600 B tokens on a balanced, deduplicated mixture",
-        "Cerebras 2023, dataset card",
+        "Cerebras 2023, dataset card; its shares as others quote them",
         tokens=627 * B,
         deduplication="MinHash over all parts together, Jaccard 0.8",
         licence="each part its own; code Apache-2.0",
@@ -281,7 +282,7 @@ KNOWN: tuple[Known, ...] = (
         "web, code, papers, Reddit, books and encyclopaedias, with the tools that made it; the sizes are the paper's, "
         "later versions differ",
         "open research on data: each decision measured and published",
-        "2402.00159, table 1",
+        "2402.00159, table 1; its figures from memory, not checked",
         tokens=3.059 * T,
         tokenizer="Llama (SentencePiece, 32 000)",
         bytes=11.519 * TB,
@@ -331,7 +332,7 @@ KNOWN: tuple[Known, ...] = (
         "Common Crawl by RefinedWeb's rules, then the tenth that a fastText classifier finds most like instructions "
         "and explanations",
         "the strongest published web corpus for benchmark scores when it appeared",
-        "2406.11794; documents: dataset card, which rounds the tokens to 4 T",
+        "2406.11794, its tokens as others quote them; documents: dataset card, which rounds the tokens to 4 T",
         tokens=3.8 * T,
         documents=3_000_000_000,
         deduplication="paragraphs and documents together by a Bloom filter of n-grams",

@@ -20,9 +20,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from yupana.corpus import clean
+from yupana.corpus import clean, executors, lines
 from yupana.corpus.encode import Encoder
-from yupana.corpus.pieces import PIECE, pieces
+from yupana.corpus.pieces import pieces
 from yupana.corpus.sources import Skipped, documents, fingerprint
 from yupana.errors import UserError
 from yupana.files import disk_errors, sha256_of, sync_folder, write_atomically, write_json
@@ -30,8 +30,6 @@ from yupana.files import disk_errors, sha256_of, sync_folder, write_atomically, 
 FORMAT = 1
 SAVE_EVERY = 5.0
 """Seconds between two notes in state.json."""
-GROUP_BYTES = 1 << 20
-"""Text that is tokenised at once, over all cores; a token takes about 100 bytes until it is on disk."""
 TASKS = 16
 """Parts that cleaning is cut into: another number puts the documents into another order."""
 BPE_BYTES = 256 << 20
@@ -52,6 +50,7 @@ def prepare(
     near_duplicates: bool = False,
     tasks: int = TASKS,
     workers: int | None = None,
+    executor: str = "local",
 ) -> dict[str, Any]:
     """Tokenise `sources` into a corpus folder `out`; returns what it holds.
 
@@ -60,8 +59,9 @@ def prepare(
     different ones); a shard ends with the first document that brings it to `shard_tokens` tokens. `progress(stage,
     documents, tokens)` is called as it goes.
 
-    `filters` drop documents by the rules of gopher, repetition, c4, fineweb or language:CODE, and `near_duplicates`
-    keeps one of those that are nearly equal (clean.py), in `tasks` parts of which `workers` run at once (the cores).
+    `filters` drop documents by the rules of gopher, repetition, c4, fineweb or language:CODE, or lines by c4-lines, and
+    `near_duplicates` keeps one of those that are nearly equal (clean.py), in `tasks` parts of which `workers` run at once
+    (the cores) where `executor` says (executors.py).
 
     The result has documents, tokens, bytes (of UTF-8 text), skipped {reason: documents}, removed {filter: documents},
     splits, tokenizer, vocab_size, hash, path, seconds. Killed and called again it goes on where it stopped; on a
@@ -87,12 +87,13 @@ def prepare(
     }
     if filters or near_duplicates:
         clean.check_filters(filters)
+        executors.check(executor, workers)
         if tasks < 1:
             raise UserError(f"--tasks must be at least 1, got {tasks}")
         request["clean"] = {"filters": list(filters), "near_duplicates": near_duplicates, "tasks": tasks}
     if (info := _finished(out, request, names)) is None:
         with disk_errors(f"the corpus {out}"), _workplace(out, request) as work:
-            job = _Job(work, request, names, tokenizer, progress or (lambda *_: None), workers or os.cpu_count() or 1)
+            job = _Job(work, request, names, tokenizer, progress or (lambda *_: None), workers, executor)
             job.run()
             os.replace(work, out)
             sync_folder(out.parent)
@@ -141,10 +142,12 @@ class _Job:
     """One preparation: decide the split, find the tokenizer, write the shards, describe them."""
 
     def __init__(
-        self, work: Path, request: dict[str, Any], names: list[str], tokenizer: str, progress: Progress, workers: int
-    ):
+        self, work: Path, request: dict[str, Any], names: list[str], tokenizer: str, progress: Progress,
+        workers: int | None, executor: str,
+    ):  # fmt: skip
         self.work, self.request, self.names, self.spec, self.progress = work, request, names, tokenizer, progress
-        self.workers, self.read_from, self.text_field = workers, list(names), request["text_field"]
+        self.workers, self.executor = workers, executor
+        self.read_from, self.text_field = list(names), request["text_field"]
         self.skipped = Skipped()
 
     def run(self) -> None:
@@ -168,7 +171,7 @@ class _Job:
         wanted = self.request["clean"]
         kept = clean.clean(
             self.names, self.text_field, self.work / "clean", wanted["filters"], wanted["near_duplicates"],
-            wanted["tasks"], self.workers, lambda stage: self.progress(stage, 0, 0),
+            wanted["tasks"], self.workers, self.executor, lambda stage: self.progress(stage, 0, 0),
         )  # fmt: skip
         self.read_from, self.text_field = [str(kept)], "text"
 
@@ -221,20 +224,19 @@ class _Job:
         }
         stream = documents(self.read_from, self.text_field, self.skipped)
         noted = time.monotonic()
-        groups = _groups(itertools.islice((text for _, text in stream), self.state["documents"], None))
+        ends = np.array([bos], stored), np.array([eos], stored)
+        texts = itertools.islice((text for _, text in stream), self.state["documents"], None)
         with Encoder(self.spec, self.tokenizer, stored) as encoder:
-            for texts, encoded in encoder.groups(groups):
-                for text, tokens in zip(texts, encoded, strict=True):
-                    split = "val" if text_hash(text) < self.state["boundary"] else "train"
-                    document = np.concatenate([np.array([bos], stored), tokens, np.array([eos], stored)])
-                    writers[split].add(document, len(text.encode()))
-                self.state["documents"] += len(texts)
-                self.progress("tokenising", self.state["documents"], sum(writer.all_tokens for writer in writers.values()))
+            for text, tokens in encoder.stream(texts):
+                split = "val" if text_hash(text) < self.state["boundary"] else "train"
+                writers[split].add(np.concatenate([ends[0], tokens, ends[1]]), len(text.encode()))
+                self.state["documents"] += 1
                 if time.monotonic() - noted >= SAVE_EVERY:
                     for name, writer in writers.items():
                         self.state["splits"][name] = writer.flush()
                     self._note()
                     noted = time.monotonic()
+                self.progress("tokenising", self.state["documents"], sum(writer.all_tokens for writer in writers.values()))
         for name, writer in writers.items():
             self.state["splits"][name] = writer.close()
 
@@ -273,9 +275,11 @@ class _Job:
         gone = clean.removed(self.work / "clean")
         kept = {"documents": info["documents"], "bytes": info["bytes"]}
         cleaning = {**self.request["clean"], "kept": kept, "removed": clean.summary(gone)}
+        if taken_out := lines.counted(self.work / "clean" / "lines"):
+            cleaning["lines"] = taken_out
         write_atomically(self.work / "removed.md", clean.told_as_text(self.names, cleaning))
-        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in gone)
-        write_atomically(self.work / "removed.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
+        listed = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in gone)
+        write_atomically(self.work / "removed.jsonl.gz", gzip.compress(listed.encode(), mtime=0))
         return cleaning
 
     def _note(self) -> None:
@@ -418,23 +422,6 @@ def _finished(out: Path, request: dict[str, Any], names: list[str]) -> dict[str,
     return info
 
 
-def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of texts of about GROUP_BYTES together; a text longer than PIECE is alone in its list."""
-    group: list[str] = []
-    size = 0
-    for text in texts:
-        if group and len(text) > PIECE:
-            yield group
-            group, size = [], 0
-        group.append(text)
-        size += len(text)
-        if size >= GROUP_BYTES or len(text) > PIECE:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
 def _size_and_hash(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
@@ -447,6 +434,7 @@ def _result(info: dict[str, Any], out: Path, seconds: float) -> dict[str, Any]:
         "removed": {
             f"{of['filter']}: {of['reason']}": of["documents"] for of in info.get("cleaning", {}).get("removed", [])
         },
+        "removed_lines": {of["reason"]: of["lines"] for of in info.get("cleaning", {}).get("lines", [])},
         "splits": {
             name: {**{key: split[key] for key in counts}, "shards": len(split["shards"])}
             for name, split in info["splits"].items()

@@ -18,6 +18,7 @@ One bad document never stops a corpus: it is skipped and counted with its reason
 from __future__ import annotations
 
 import codecs
+import contextlib
 import gzip
 import hashlib
 import io
@@ -87,7 +88,7 @@ def documents(
         here = Skipped()
         by_file = source == "python" or Path(source).is_dir()
         for number, (name, text) in enumerate(_read(source, text_field, here, part if by_file else (0, 1))):
-            if not text.strip():
+            if not text or text.isspace():
                 here.add("empty document", name)
             elif not _is_unicode(text):
                 here.add("bad encoding", name)
@@ -177,11 +178,7 @@ def _files(source: str) -> list[tuple[str, Path]]:
             f"the source '{source}' does not exist{did_you_mean(source, [*known, 'python'])}: give a file, a folder, "
             "'python' for the Python library, or hf:NAME for a hub dataset"
         )
-    found = [
-        (file.relative_to(path).as_posix(), file)
-        for file in _walk(path, lambda name: name.startswith("."))
-        if not file.name.startswith(".")
-    ]
+    found = [(name, file) for name, file in _walk(path, lambda name: name.startswith(".")) if not file.name.startswith(".")]
     if not found:
         raise UserError(f"the folder {source} is empty: put text files into it")
     return sorted(found)
@@ -191,8 +188,8 @@ def _library() -> list[tuple[str, Path]]:
     """The modules of Python's standard library."""
     root = Path(sysconfig.get_path("stdlib"))
     found = [
-        (path.relative_to(root).as_posix(), path)
-        for path in _walk(root, lambda name: name in NOT_LIBRARY or name.startswith("config-"))
+        (name, path)
+        for name, path in _walk(root, lambda name: name in NOT_LIBRARY or name.startswith("config-"))
         if path.suffix == ".py" and not path.name.startswith("_sysconfigdata")  # how this machine built Python
     ]
     if not found:
@@ -200,10 +197,12 @@ def _library() -> list[tuple[str, Path]]:
     return sorted(found)
 
 
-def _walk(root: Path, left_out: Any) -> Iterator[Path]:
+def _walk(root: Path, left_out: Any) -> Iterator[tuple[str, Path]]:
+    """(path inside `root`, path) of every file; a hundred thousand of them take a second."""
     for folder, inner, files in os.walk(root):
         inner[:] = [name for name in inner if not left_out(name)]
-        yield from (Path(folder, name) for name in files)
+        inside = Path(folder).relative_to(root).as_posix()
+        yield from ((name if inside == "." else f"{inside}/{name}", Path(folder, name)) for name in files)
 
 
 def _module(path: Path) -> str:
@@ -234,7 +233,7 @@ def _file(path: Path, name: str, text_field: str, skipped: Skipped, alone: bool)
 
 def _text(path: Path, name: str, alone: bool) -> Iterator[Document]:
     if not alone and path.suffix.lower() not in COMPRESSED and path.stat().st_size <= WHOLE:
-        yield name, "".join(text for _, text in _lines(path, PIECE))
+        yield name, _whole(path)
         return
     group: list[str] = []
     size, begin, after_blank = 0, 1, False
@@ -247,6 +246,15 @@ def _text(path: Path, name: str, alone: bool) -> Iterator[Document]:
         size += len(text)
         after_blank = blank
     yield f"{name}:{begin}", "".join(group)
+
+
+def _whole(path: Path) -> str:
+    """The text of a small file, read at once; line by line where it is wrong, to say where."""
+    data = path.read_bytes()
+    with contextlib.suppress(UnicodeDecodeError):
+        if b"\0" not in data:
+            return data.decode().removeprefix("\ufeff")
+    return "".join(text for _, text in _lines(path, PIECE))
 
 
 def _json_lines(path: Path, name: str, text_field: str, skipped: Skipped, alone: bool) -> Iterator[Document]:
@@ -345,22 +353,26 @@ def _hub(source: str, text_field: str, skipped: Skipped) -> Iterator[Document]:
 def _lines(path: Path, limit: int = -1) -> Iterator[tuple[int, str]]:
     """(line number, text) of a file in UTF-8, line ends kept; lines longer than `limit` bytes in several pieces."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    offset, line = 0, 1
+    offset, line, pending = 0, 1, 0
     advice = "give UTF-8 text (convert another encoding with: iconv -f ENCODING -t UTF-8)"
     with _open(path) as file:
         while True:
             piece = file.readline(limit)
-            if (zero := piece.find(b"\0")) >= 0:
-                where = f"a zero byte at byte {offset + zero}, line {line}"
+            if b"\0" in piece:
+                where = f"a zero byte at byte {offset + piece.find(0)}, line {line}"
                 raise _Bad("binary file", f"{path} is binary, not text ({where}): {advice}")
-            pending = len(decoder.getstate()[0])
             try:
-                text = decoder.decode(piece, final=not piece)
+                if not pending and piece.endswith(b"\n"):  # whole, as nearly all are
+                    text = piece.decode()
+                else:
+                    text = decoder.decode(piece, final=not piece)
             except UnicodeDecodeError as error:
                 where = f"byte {offset - pending + error.start}, line {line}"
                 raise _Bad("bad encoding", f"{path} is not UTF-8 ({where}): {advice}") from error
             if not piece:
                 return
+            if pending or not piece.endswith(b"\n"):
+                pending = len(decoder.getstate()[0])
             yield line, text.removeprefix("\ufeff") if offset == 0 else text
             offset += len(piece)
             line += piece.endswith(b"\n")

@@ -12,6 +12,7 @@ The thing is a `tokenizers.Tokenizer` saved as tokenizer.json. Text is only ever
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -22,7 +23,10 @@ from typing import Any
 import numpy as np
 
 from yupana.errors import UserError, did_you_mean
+from yupana.files import cache_folder, write_atomically
 
+CACHED = 1
+"""Of the way in which Llama 3's tokenizer is made; another number makes it anew."""
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 
 LLAMA3_PATTERN = (
@@ -47,6 +51,16 @@ LLAMA3_SPECIALS = [
     *(f"<|reserved_special_token_{number}|>" for number in range(2, 246)),
 ]
 """Ids 128 000 … 128 255, in Meta's order (llama-models 0.3.0)."""
+
+
+def _byte_characters() -> list[str]:
+    """The printable character that stands for each byte: itself where it is one, else one from U+0100 on (GPT-2)."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (chr(0x100 + number) for number in range(256))
+    return [chr(byte) if byte in printable else next(others) for byte in range(256)]
+
+
+_SPELLING = dict(enumerate(_byte_characters()))
 
 
 def load(spec: str, texts: Iterable[str] = ()) -> Any:
@@ -114,8 +128,7 @@ def canonical(tokenizer: Any) -> bytes:
 
 def token_bytes(tokenizer: Any) -> np.ndarray:
     """UTF-8 bytes that each token stands for, uint16 [vocab]; specials 0."""
-    described = json.loads(tokenizer.to_str())
-    byte_level = '"ByteLevel"' in json.dumps([described["decoder"], described["pre_tokenizer"]])
+    byte_level = any(b'"ByteLevel"' in part.__getstate__() for part in (tokenizer.decoder, tokenizer.pre_tokenizer) if part)
     vocab = tokenizer.get_vocab(with_added_tokens=True)
     lengths = np.zeros(max(vocab.values()) + 1, dtype=np.uint16)
     for token, number in vocab.items():
@@ -125,9 +138,32 @@ def token_bytes(tokenizer: Any) -> np.ndarray:
             lengths[number] = 1
         else:
             lengths[number] = len(token.replace("▁", " ").encode())
-    for added in described["added_tokens"]:
-        lengths[added["id"]] = 0 if added["special"] else len(added["content"].encode())
+    for number, added in tokenizer.get_added_tokens_decoder().items():
+        lengths[number] = 0 if added.special else len(added.content.encode())
     return lengths
+
+
+def ranks(tokenizer: Any, spec: str = "") -> dict[bytes, int] | None:
+    """The ranks with which tiktoken gives the ids of this tokenizer; None where no ranks do.
+
+    They do for Llama 3's and every other one that cuts words as it does, takes a whole word that is an entry as it is, and
+    merges every pair of entries that makes an entry, in the order of what is made.
+    """
+    from tokenizers import Tokenizer, models
+
+    if spec == "llama3":  # made of them
+        return dict(_llama3_ranks())
+    empty = _llama3_words(Tokenizer(models.BPE(ignore_merges=True)))
+    described, wanted = (json.loads(each.to_str()) for each in (tokenizer, empty))
+    vocab, merges = (described["model"].pop(part, None) for part in ("vocab", "merges"))
+    wanted["model"] = {key: value for key, value in wanted["model"].items() if key not in ("vocab", "merges")}
+    if any(described[part] != wanted[part] for part in ("normalizer", "pre_tokenizer", "model")):
+        return None
+    byte_of = {character: byte for byte, character in enumerate(_byte_characters())}
+    if not all(added["special"] for added in described["added_tokens"]) or not byte_of.keys() >= set("".join(vocab)):
+        return None
+    found = {bytes(byte_of[character] for character in token): rank for token, rank in vocab.items()}
+    return found if [list(merge) for merge in _spelled_merges(found)] == merges else None
 
 
 def _only_text(tokenizer: Any) -> Any:
@@ -160,24 +196,39 @@ def _trained(size: int, texts: Iterable[str]) -> Any:
 
 
 def _llama3() -> Any:
+    """Llama 3's tokenizer, from the cache where it was made before: making it takes a second or two."""
+    import tokenizers
     from tokenizers import Tokenizer, models
 
+    made_of = f"{hashlib.sha256(_llama3_file().read_bytes()).hexdigest()} {tokenizers.__version__} {CACHED}"
+    cached = cache_folder() / f"llama3-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.tokenizer"
+    with contextlib.suppress(OSError):
+        digest, _, written = cached.read_bytes().partition(b"\n")
+        if digest.decode(errors="replace") == hashlib.sha256(written).hexdigest():
+            return Tokenizer.from_str(written.decode())
     ranks = dict(_llama3_ranks())
-    characters = _byte_characters()
-    spelled = {token: "".join(characters[byte] for byte in token) for token in ranks}
-    vocab = {spelled[token]: rank for token, rank in ranks.items()}
-    merges = [(spelled[left], spelled[right]) for left, right in _merges(ranks)]
+    vocab = {_spelled(token): rank for token, rank in ranks.items()}
+    merges = _spelled_merges(ranks)
     tokenizer = _llama3_words(Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True)))
-    return _with_specials(tokenizer, LLAMA3_SPECIALS)
+    tokenizer = _with_specials(tokenizer, LLAMA3_SPECIALS)
+    with contextlib.suppress(OSError, UserError):  # a cache is no duty
+        written = canonical(tokenizer)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cached, hashlib.sha256(written).hexdigest().encode() + b"\n" + written)
+    return tokenizer
 
 
-def _llama3_ranks() -> Iterator[tuple[bytes, int]]:
+def _llama3_file() -> Path:
     package = importlib.util.find_spec("llama_models")  # finding is not importing: that would load torch
     places = [Path(place, "llama3", "tokenizer.model") for place in (package and package.submodule_search_locations) or []]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise UserError("the llama3 tokenizer needs the llama-models package: pip install 'yupana[corpus]'")
-    for line in path.read_bytes().splitlines():
+    return path
+
+
+def _llama3_ranks() -> Iterator[tuple[bytes, int]]:
+    for line in _llama3_file().read_bytes().splitlines():
         if line:
             token, rank = line.split()
             yield base64.b64decode(token), int(rank)
@@ -189,10 +240,21 @@ def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
     tiktoken joins whichever neighbours make the entry of lowest rank, however that entry was first learnt; so all of
     its splits are merges, not the one that training made.
     """
-    for token in sorted(ranks, key=lambda token: ranks[token]):
-        splits = [(token[:at], token[at:]) for at in range(1, len(token))]
-        known = [pair for pair in splits if pair[0] in ranks and pair[1] in ranks]
-        yield from sorted(known, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+    for token in sorted(ranks, key=ranks.__getitem__):
+        splits = [(token[:at], token[at:]) for at in range(1, len(token)) if token[:at] in ranks and token[at:] in ranks]
+        if len(splits) > 1:
+            splits.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+        yield from splits
+
+
+def _spelled_merges(ranks: dict[bytes, int]) -> list[tuple[str, str]]:
+    spelled = {token: _spelled(token) for token in ranks}
+    return [(spelled[left], spelled[right]) for left, right in _merges(ranks)]
+
+
+def _spelled(token: bytes) -> str:
+    """A printable character for each byte, as a tokenizer.json spells entries."""
+    return token.decode("latin-1").translate(_SPELLING)
 
 
 def _llama3_words(tokenizer: Any) -> Any:
@@ -216,13 +278,6 @@ def _with_specials(tokenizer: Any, names: list[str]) -> Any:
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[bos]
     )
     return tokenizer
-
-
-def _byte_characters() -> list[str]:
-    """The printable character that stands for each byte: itself where it is one, else one from U+0100 on (GPT-2)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = (chr(0x100 + number) for number in range(256))
-    return [chr(byte) if byte in printable else next(others) for byte in range(256)]
 
 
 def _bpe_size(spec: str) -> int:

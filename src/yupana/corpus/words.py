@@ -9,6 +9,21 @@ from collections.abc import Sequence
 import numpy as np
 
 _WORD = re.compile(r"\w+")
+KNOWN = 1 << 18
+"""Words whose numbers are kept: nearly all that come have come before."""
+
+
+class _Known(dict[str, int]):
+    """Numbers of words, looked up or made."""
+
+    def __missing__(self, word: str) -> int:
+        number = zlib.crc32(word.encode())
+        if len(word) < 100:
+            self[word] = number
+        return number
+
+
+_KNOWN = _Known()
 
 
 def plain_words(text: str) -> list[str]:
@@ -18,7 +33,9 @@ def plain_words(text: str) -> list[str]:
 
 def hashes(words: Sequence[str]) -> np.ndarray:
     """A number for each word, uint64 [words]: its CRC-32, scrambled."""
-    return mix(np.fromiter((zlib.crc32(word.encode()) for word in words), dtype=np.uint64, count=len(words)))
+    if len(_KNOWN) > KNOWN:
+        _KNOWN.clear()
+    return mix(np.fromiter(map(_KNOWN.__getitem__, words), dtype=np.uint64, count=len(words)))
 
 
 def ngrams(word_hashes: np.ndarray, n: int) -> np.ndarray:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from yupana.errors import UserError
-from yupana.files import write_json
+from yupana.files import cache_folder, write_json
 from yupana.flops.accelerators import of_device
 
 
@@ -117,11 +116,6 @@ def matmul_rates(device: str, seconds: float = 0.5) -> dict[str, float]:
         attempt += 1
     torch.backends.cuda.matmul.allow_tf32 = allowed
     return best
-
-
-def cache_folder() -> Path:
-    """Where yupana keeps what it can make again: $XDG_CACHE_HOME/yupana or ~/.cache/yupana."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yupana"
 
 
 def describe(value: Peaks) -> dict[str, object]:

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from yupana.errors import UserError, did_you_mean
-from yupana.files import write_json
+from yupana.files import cache_folder, write_json
 from yupana.flops.accelerators import ACCELERATORS
-from yupana.flops.hardware import cache_folder
 
 # Ten times what any data sheet promises; whatever lies above is no measurement.
 MOST_FLOPS = 10 * max(row.fp8 or row.bf16 for row in ACCELERATORS)

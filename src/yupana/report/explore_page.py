@@ -12,9 +12,16 @@ from yupana.report.explore_text import figures, notes, rules, short
 from yupana.report.page import STYLE, save_figure
 
 MORE_STYLE = """
-th { text-align: right; padding: .15rem 1.5rem .15rem 0; } td:nth-child(n+2) { text-align: right; }
+body { max-width: 72rem; }
+th { text-align: right; vertical-align: bottom; padding: .15rem 0 .15rem 1rem; } td:nth-child(n+2) { text-align: right; }
 table.texts td { text-align: left; font-size: .85rem; } table.texts td.number { text-align: right; }
-code { background: #f5f5f2; white-space: pre-wrap; word-break: break-word; }
+code { background: #f5f5f2; white-space: pre-wrap; overflow-wrap: anywhere; }
+div.wide { overflow-x: auto; font-size: .9rem; } div.wide td { padding: .1rem 0 .1rem 1rem; }
+div.wide td:first-child { position: sticky; left: 0; background: #fff; padding-left: 0; white-space: nowrap; }
+@media (max-width: 50rem) {
+  div.picture svg { width: 56rem; } div.wide td:first-child { white-space: normal; min-width: 8rem; }
+  table.texts :is(tbody, tr, td) { display: block; } table.texts td.number { text-align: left; }
+}
 """
 
 
@@ -55,7 +62,7 @@ def _page(result: dict[str, Any], drawing: str) -> str:
 <h1>{names}</h1>
 <p class="told">{result["documents"]:,} documents, {result["bytes"]:,} bytes, {result["tokens"]:,} tokens
 ({html.escape(sources[0]["tokenizers"][0]["name"])})</p>
-{drawing}
+<div class="wide picture">{drawing}</div>
 {f"<ul>{told}</ul>" if told else ""}
 <h2>In figures</h2>{_table(figures(sources), sources)}
 <h2>Documents that the rules of Gopher, C4 and FineWeb would drop</h2>{_table(rules(sources), sources)}
@@ -65,12 +72,13 @@ def _page(result: dict[str, Any], drawing: str) -> str:
 
 
 def _table(rows: list[tuple[str, list[str]]], sources: list[dict[str, Any]]) -> str:
-    heads = "".join(f"<th>{html.escape(short(source['source']))}</th>" for source in sources)
+    names = (html.escape(short(source["source"])).replace("/", "/<wbr>") for source in sources)
+    heads = "".join(f"<th>{name}</th>" for name in names)
     body = ""
     for label, values in rows:
         marked = html.escape(label).replace("[bold]", "<b>").replace("[/bold]", "</b>").replace("  ", "&emsp;", 1)
         body += f"<tr><td>{marked}</td>{''.join(f'<td>{html.escape(value)}</td>' for value in values)}</tr>"
-    return f"<table><tr><th></th>{heads}</tr>{body}</table>"
+    return f'<div class="wide"><table><tr><th></th>{heads}</tr>{body}</table></div>'
 
 
 def _source(source: dict[str, Any]) -> str:
@@ -83,11 +91,11 @@ def _source(source: dict[str, Any]) -> str:
             "Most repeated runs of five words",
             [(f"{row['count']:,}", row["text"]) for row in repeated["phrases_of_5_words"]["most"]],
         ),
-        ("Equal copies", [(f"{row['id']} = {row['copy']}", row["excerpt"]) for row in copies["exact"]["examples"]]),
+        ("Equal copies", [(f"{row['id']} = {row['copy']}", row["excerpt"].strip()) for row in copies["exact"]["examples"]]),
         (
             "Near copies",
             [
-                (f"{row['similarity']:.2f}", f"{row[one]['id']}: {row[one]['excerpt']}")
+                (f"{row['similarity']:.2f}", f"{row[one]['id']}: {row[one]['excerpt'].strip()}")
                 for row in copies["near"]["examples"]
                 for one in ("first", "second")
             ],
@@ -95,7 +103,7 @@ def _source(source: dict[str, Any]) -> str:
         (
             "What the rules would drop",
             [
-                (f"{rule['family']}: {rule['rule']}", f"{row['id']} ({row['value']:.3g}): {row['excerpt']}")
+                (f"{rule['family']}: {rule['rule']}", f"{row['id']} ({row['value']:.3g}): {row['excerpt'].strip()}")
                 for rule in source["quality"]["rules"]
                 for row in rule["examples"][:2]
             ],

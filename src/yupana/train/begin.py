@@ -19,7 +19,7 @@ from yupana.corpus.shards import Corpus, open_corpus, verify
 from yupana.corpus.sources import fingerprint
 from yupana.corpus.tokenizers import identity
 from yupana.errors import UserError
-from yupana.flops.hardware import cache_folder
+from yupana.files import cache_folder
 from yupana.model.huggingface_config import config_from_shape
 from yupana.run import RunDirectory
 from yupana.train import host
