@@ -90,9 +90,7 @@ def _finish(run: Any, last: dict[str, Any], *, as_json: bool) -> None:
         return
     show(run_table(run))
     print(f"\n{sample}" if sample else "")
-    print(
-        f"Report: {page}" if page else "No report: pip install 'yupana[report]', then yupana report " + str(run.path)
-    )
+    print(f"Report: {page}")
 
 
 def _help(arguments: argparse.Namespace) -> int:
