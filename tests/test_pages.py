@@ -79,7 +79,7 @@ def test_a_page_holds_the_figures_the_settings_that_differ_and_what_was_evaluate
                   "−25.0 %", "75.0 %", "shorter sequences", "a <device>"):  # fmt: skip
         assert words in said, words
     assert re.search(r"optim\.lr\|+0\.002\|+0\.0007\|", said)
-    assert re.search(r"train\.steps\|+None\|+60\|", said)
+    assert re.search(r"train\.steps\|+null\|+60\|", said)
     assert "optim.warmup_steps|" not in said.split("Every setting")[0]  # as the preset has it
     assert "</script><b>" not in page
     assert not re.search(r"(src|href)=.?https?:|url\(http|@import", page)

@@ -6,7 +6,7 @@
   const AXES = { tokens: "tokens", flops: "FLOPs", seconds: "time", step: "steps" };
   const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2", "1 2", "12 4", "5 2 1 2"];
   const SVG = "http://www.w3.org/2000/svg";
-  const state = { x: "tokens", smooth: 3, log: false, zoom: null, at: null, hidden: new Set() };
+  const state = { x: "tokens", smooth: 3, log: false, zoom: null, at: null, paper: false, hidden: new Set() };
   const charts = [];
 
   // ---- numbers and words
@@ -41,7 +41,8 @@
   function places(series) { return data.tracks[series.track][state.x]; }
 
   function smoothed(values, share) { // a centred running mean; shorter at the ends, so that nothing is shifted
-    const half = Math.max(1, Math.round((values.length * share) / 2));
+    const half = Math.round((values.length * share) / 2);
+    if (half === 0) return values; // too few to smooth
     const sums = [0], counts = [0];
     values.forEach((v, i) => {
       sums.push(sums[i] + (v ?? 0));
@@ -153,7 +154,7 @@
 
   function draw(chart) {
     const { spec, svg } = chart;
-    const width = Math.max(240, chart.figure.clientWidth), height = spec.wide ? Math.min(392, 162 + width / 3) : 202;
+    const width = state.paper ? (spec.wide ? 720 : 350) : Math.max(240, chart.figure.clientWidth), height = spec.wide ? Math.min(392, 162 + width / 3) : 202;
     const [left, right] = range(), [bottom, top, most] = heights(chart, [left, right]);
     const named = spec.wide && width > 560 && shown(chart).length > 1 && shown(chart).length <= 8;
     const room = named ? Math.min(170, 14 + 7 * Math.max(...shown(chart).map((s) => s.name.split(" (")[0].length))) : 12;
@@ -194,10 +195,10 @@
     const xs = places(s), colour = paint(s), dash = DASHES[s.dash % DASHES.length];
     if (s.alarm_low) add(into, "path", { d: band(xs, s.alarm_low, s.alarm_high, x, y), fill: colour, opacity: 0.13 });
     if (s.low) add(into, "path", { d: band(xs, s.low, s.high, x, y), fill: colour, opacity: 0.2 });
-    const smooth = s.smooth && state.smooth > 0;
-    if (smooth) add(into, "path", { d: line(xs, s.values, x, y), stroke: colour, class: "curve", opacity: 0.35, "stroke-width": 0.8 });
+    const drawn = curve(s);
+    if (drawn !== s.values) add(into, "path", { d: line(xs, s.values, x, y), stroke: colour, class: "curve", opacity: 0.35, "stroke-width": 0.8 });
     const weight = s.ramp === undefined ? 1.8 : 1.2;
-    add(into, "path", { d: line(xs, curve(s), x, y), stroke: colour, class: "curve", "stroke-width": weight, "stroke-dasharray": dash });
+    add(into, "path", { d: line(xs, drawn, x, y), stroke: colour, class: "curve", "stroke-width": weight, "stroke-dasharray": dash });
     const few = xs.filter((one) => one !== null).length;
     if ((s.marker && few <= 60) || few < 3) xs.forEach((one, i) => {
       if (one !== null && s.values[i] !== null) add(into, "circle", { cx: x(one), cy: y(s.values[i]), r: 3, fill: colour });
@@ -240,7 +241,7 @@
       const xs = places(s), i = inside ? nearest(xs, state.at) : lastOf(s);
       const v = i < 0 ? null : s.values[i];
       const chip = chart.chips[n];
-      const mean = s.smooth && state.smooth > 0 && v !== null ? ` (mean ${value(curve(s)[i] * spec.factor)})` : "";
+      const drawn = curve(s), mean = v !== null && drawn !== s.values ? ` (mean ${value(drawn[i] * spec.factor)})` : "";
       chip.lastChild.textContent = hiddenIn(s) ? "hidden" : (v === null ? "—" : value(v * spec.factor)) + mean;
       chip.dataset.raw = v === null ? "" : String(v);
       chip.dataset.step = i < 0 ? "" : String(data.tracks[s.track].step[i]);
@@ -402,6 +403,9 @@
   controls();
   charts.forEach(listen);
   redraw();
+  for (const [when, paper] of [["beforeprint", true], ["afterprint", false]]) {
+    addEventListener(when, () => { state.paper = paper; redraw(); });
+  }
   let width = innerWidth;
   addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; redraw(); } });
   const again = document.body.dataset.again;

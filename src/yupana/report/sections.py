@@ -144,7 +144,8 @@ def evaluations(path: Path) -> str:
     tasks: dict[tuple[str, str, str], tuple[str, ...]] = {}
     for found in kept if isinstance(kept, list) else []:
         which = str(found.get("checkpoint", ""))
-        for row in found.get("domains", []):
+        domains = found.get("domains", [])
+        for row in [*domains, {**found, "name": "all together"}] if len(domains) > 1 else domains:
             texts[which, row["name"]] = (
                 Path(row["name"]).name, which,
                 _number(row["nll_per_token"], ".4f"), _interval(row["nll_interval"]),
@@ -218,13 +219,13 @@ def environment(env: dict[str, Any]) -> str:
 
 
 def flat(tree: dict[str, Any], above: str = "") -> dict[str, str]:
-    """{"optim.lr": "0.001", …} of a configuration."""
+    """{"optim.lr": "0.001", …} of a configuration, as one would type it."""
     found: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and above == "":
             found |= flat(value, f"{key}.")
         else:
-            found[above + key] = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+            found[above + key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return found
 
 
