@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test fast lint notebook clean
+.PHONY: train test fast lint notebook docs clean
 
 train: .venv/installed            ## train the demo: 7 million parameters on the Python library's own source
 	$(BIN)/yupana train 7m --run runs/demo
@@ -22,10 +22,17 @@ lint: .venv/installed             ## style and types, with fixes where they are 
 notebook: .venv/installed         ## make the notebooks from their scripts, with their outputs
 	$(BIN)/python notebooks/execute.py
 
+docs: .venv/docs                  ## the docs as a site, site/index.html
+	$(BIN)/mkdocs build --strict
+
+.venv/docs: .venv/installed
+	$(BIN)/pip install -q -e '.[docs]' -c constraints.txt
+	touch $@
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -e '.[all]' -c constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv runs corpora
+	rm -rf .venv runs corpora site

@@ -45,7 +45,7 @@ def test_page_shows_what_the_run_holds(run):
     page = (run / "report.html").read_text()
     last = _metrics(run)[-1]
     assert f"{last['val_loss']:.4f}" in page
-    assert "<svg" in page
+    assert f'{last["val_bpb"]:.7g}' in page  # the curves
     assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
     assert not re.search(r"(src|href)=.?https?:|url\(http", page)  # self-contained
 

@@ -1,4 +1,4 @@
-"""Every command in README and docs is one that yupana has; the walk runs from top to bottom; tabs complete."""
+"""Commands and links in README and docs are real; the site builds; the walk runs from top to bottom; tabs complete."""
 
 import os
 import re
@@ -15,6 +15,7 @@ from yupana.config import settings
 from yupana.tune.config import Tuning
 
 ROOT = Path(__file__).parents[1]
+LINKED = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")})
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -48,11 +49,45 @@ def test_a_documented_command_exists_with_its_options(words):
             assert word[2:].split("=")[0] in known, f"unknown setting {word}"
 
 
-def test_links_between_pages_lead_somewhere():
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-            if not target.startswith(("http", "mailto")):
-                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def prose(page):
+    """A page's text without its code."""
+    return re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(), flags=re.M | re.S)
+
+
+def anchors(page):
+    """Where #… can lead on a page, as GitHub names headings."""
+    heads = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.strip().lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_anchors_and_pictures_lead_somewhere(page):
+    found = re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", prose(page))
+    for target in (link or attribute for link, attribute in found):
+        if target.startswith(("http://", "https://", "mailto:", "data:")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name} links to {target}: no such heading"
+
+
+def test_the_site_has_every_page_and_no_other():
+    listed = re.findall(r"[\w/.-]+\.md", (ROOT / "mkdocs.yml").read_text())
+    assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md"))
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_complaint_and_asks_nobody(tmp_path):
+    pytest.importorskip("material")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = {path.name: path.read_text() for path in tmp_path.rglob("*.html")}
+    assert "<math" in pages["math.html"]
+    assert not re.search(r"\$\$|\\bar\{", re.sub(r"<(code|annotation).*?</\1>", "", pages["math.html"], flags=re.S))
+    for name, text in pages.items():
+        assert not re.search(r"<(script|img|iframe|link[^>]+stylesheet)[^>]+(src|href)=.?https?:", text), name
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """Looking inside a run: the figures are right, the run stays the same bit for bit, and off means off."""
 
+import html
 import math
 
 import pytest
 import torch
 from conftest import TINY
 
+from yupana import config
 from yupana.anatomy import attention as by_hand
 from yupana.config import OptimConfig
 from yupana.errors import UserError
@@ -117,12 +119,28 @@ def test_activations_and_attention_against_hooks_and_anatomy(documents):
 
 def test_the_report_draws_it(tmp_path, corpus):
     pytest.importorskip("matplotlib")
-    train(tmp_path / "run", corpus, "--train.steps=4", "--log.anatomy_every=2")
+    more = ("--log.anatomy_every=2", "--log.samples=true", "--checkpoint.every=2")
+    train(tmp_path / "run", corpus, "--train.steps=4", *more)
     page = write_report(open_run(tmp_path / "run"))
     assert "Inside, layer by layer" in page.read_text()
     assert (tmp_path / "run" / "health.png").read_bytes().startswith(b"\x89PNG")
     train(tmp_path / "off", corpus, "--train.steps=4")
     assert "Inside, layer by layer" not in write_report(open_run(tmp_path / "off")).read_text()
+    lines = [open_run(tmp_path / name).metrics() for name in ("run", "off")]
+    samples = [(line["step"], line["sample"]) for line in lines[0] if "sample" in line]
+    assert [step for step, _ in samples] == [2, 4]
+    assert len({sample["prompt"] for _, sample in samples}) == 1
+    for _, sample in samples:
+        assert sample["text"]
+        assert html.escape(sample["text"]) in page.read_text()
+    training = [[line["loss"] for line in run if "loss" in line] for run in lines]
+    assert training[0] == training[1]
+
+
+def test_samples_need_checkpoints():
+    for setting in ("--checkpoint.background=true", "--checkpoint.every=0"):
+        with pytest.raises(UserError, match=r"log\.samples reads each checkpoint"):
+            config.load("7m", overrides=["--log.samples=true", setting])
 
 
 def test_what_is_not_finite_is_null():

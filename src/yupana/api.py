@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+LEFT_OUT = ("step", "health", "sample")
+"""Of a line of metrics, what is no column of a frame."""
+
+
 class Run:
     """A run directory to look at, finished or not. Reading it needs no torch."""
 
@@ -56,7 +60,7 @@ class Run:
             raise UserError("a frame needs pandas: pip install pandas (or read Run.metrics)") from None
         rows: dict[int, dict[str, Any]] = {}
         for line in self.metrics:
-            rows.setdefault(line["step"], {}).update({k: v for k, v in line.items() if k not in ("step", "health")})
+            rows.setdefault(line["step"], {}).update({k: v for k, v in line.items() if k not in LEFT_OUT})
         frame = pandas.DataFrame.from_dict(rows, orient="index")
         frame.index.name = "step"
         return frame.sort_index()
@@ -76,8 +80,8 @@ class Run:
         record = read_run(self.directory)
         return draw(record, foretold(record))
 
-    def report(self) -> Path | None:
-        """Write report.html; None where matplotlib is not installed."""
+    def report(self) -> Path:
+        """Write report.html and, where matplotlib is installed, report.png; returns the page's path."""
         from yupana.report.page import write_report
 
         return write_report(self.directory)

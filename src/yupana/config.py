@@ -248,6 +248,8 @@ class LogConfig:
     """Log to Weights & Biases; offline unless you are logged in."""
     trackio: bool = False
     """Log to Trackio, on this machine; `trackio show` opens its page."""
+    samples: bool = False
+    """After every checkpoint, how the model goes on from a held-out passage: the report shows them one below the other."""
     anatomy_every: int | None = None
     """Steps between looks inside: activations, gradients, updates and attention of each layer; null: never."""
 
@@ -268,6 +270,13 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        if self.log.samples and (self.checkpoint.background or not self.checkpoint.every):
+            raise UserError(
+                "log.samples reads each checkpoint when it is written: it needs checkpoint.every of 1 or more, and no "
+                "checkpoint.background"
+            )
 
     @property
     def total_steps(self) -> int:

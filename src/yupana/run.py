@@ -6,6 +6,8 @@ metrics.jsonl   one object a logged step; evaluation lines carry val_loss and va
 checkpoints/    step_N/, complete once its manifest.json is there
 export/         Hugging Face folder
 report.html, report.png, sample.txt
+evaluations.json, waterfall.json, step_prediction.json, prediction.json
+                what yupana eval, flops explain, flops predict and scaling predict said of the run; its report shows it
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from typing import IO, Any
 
 from yupana.errors import UserError
 from yupana.files import disk_errors, write_atomically
+
+STEP_PREDICTION = "step_prediction.json"
+"""Where a run directory keeps what `flops predict RUN` said of its step."""
 
 
 class RunDirectory:
@@ -83,6 +88,20 @@ class RunDirectory:
         file.flush()
         self._lock = file
 
+    @property
+    def held(self) -> bool:
+        """Whether a live process holds the run: it is being trained."""
+        try:
+            file = open(self.path / ".lock")  # noqa: SIM115 - closed below
+        except OSError:
+            return False
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+            return False
+
     def unlock(self) -> None:
         """Let go of the run and close its files; a folder in which no run was begun goes away again."""
         if self._lock is not None and sorted(self.path.iterdir()) == [self.path / ".lock"]:
@@ -106,11 +125,13 @@ class RunDirectory:
         if not self.metrics_file.is_file():
             return []
         records = []
-        for line in self.metrics_file.read_text().splitlines():
+        for line in self.metrics_file.read_text(errors="replace").splitlines():
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(record, dict) and "step" in record:
+                records.append(record)
         return records
 
     def rewind(self, step: int) -> None:

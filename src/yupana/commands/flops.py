@@ -42,12 +42,13 @@ def register(commands: Any) -> None:
                    help="of attention and kernels; auto: the one that training would use here")  # fmt: skip
     c.add_argument("--out", type=Path, metavar="FILE", help="JSON file to write (in ~/.cache/yupana)")
 
-    c = add_command(group, "predict", predict, "a step's time, MFU and memory before it runs")
+    told = "a step's time, MFU and memory before it runs; of a run directory, kept there for its report"
+    c = add_command(group, "predict", predict, told)
     c.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    c.add_argument("--seq_len", type=int, required=True, help="tokens in a sequence")
-    c.add_argument("--micro_batch", type=int, required=True, help="sequences in one forward and backward pass")
-    c.add_argument("--global_batch", type=int, help="sequences in an optimiser step (micro_batch)")
-    c.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: the fastest on that hardware")
+    c.add_argument("--seq_len", type=int, help="tokens in a sequence (a run's own)")
+    c.add_argument("--micro_batch", type=int, help="sequences in one forward and backward pass (a run's own)")
+    c.add_argument("--global_batch", type=int, help="sequences in an optimiser step (a run's own, or micro_batch)")
+    c.add_argument("--precision", choices=PRECISIONS, help="a run's own, or auto: the fastest on that hardware")
     c.add_argument("--hardware", metavar="H", help="an accelerator by its data sheet, such as h100; cpu: this machine")
     c.add_argument("--limits", type=Path, metavar="FILE", help="limits measured elsewhere, with yupana flops limits")
     c.add_argument("--check", action="store_true", help="fail when the micro-batch does not fit")
@@ -174,6 +175,7 @@ def limits(arguments: argparse.Namespace) -> int:
 
 def predict(arguments: argparse.Namespace) -> int:
     """`yupana flops predict`."""
+    of_run = _sizes_of_run(arguments)
     if arguments.count != 1:
         return predict_cluster(arguments)
     from yupana.named import shape_of
@@ -193,8 +195,33 @@ def predict(arguments: argparse.Namespace) -> int:
             tell=progress.tell,
             must_fit=arguments.check,
         )
+    if of_run:
+        from yupana.files import write_json
+        from yupana.run import STEP_PREDICTION
+
+        write_json(Path(arguments.model) / STEP_PREDICTION, {key: v for key, v in result.items() if key != "operations"})
     print_result(arguments, {"model": arguments.model, **result}, prediction_tables(arguments.model, result))
     return 0
+
+
+def _sizes_of_run(arguments: argparse.Namespace) -> bool:
+    """Take the step of a run directory, where no other was given, and say whether it was. Raises UserError without one."""
+    from yupana.errors import UserError
+
+    of_run = (Path(arguments.model) / "run.yaml").is_file() and arguments.seq_len is arguments.micro_batch is None
+    if of_run:
+        from yupana.named import config_of
+
+        run = config_of(arguments.model)
+        arguments.seq_len = run.data.seq_len
+        arguments.global_batch = arguments.global_batch or run.train.global_batch
+        arguments.micro_batch = run.train.micro_batch or run.train.global_batch
+        arguments.precision = arguments.precision or run.train.precision
+    for name in ("seq_len", "micro_batch"):
+        if getattr(arguments, name) is None:
+            raise UserError(f"--{name} is missing: give it, or a run directory and neither --seq_len nor --micro_batch")
+    arguments.precision = arguments.precision or "auto"
+    return of_run
 
 
 def predict_cluster(arguments: argparse.Namespace) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from yupana.commands.shared import add_command, print_result, show
+from yupana.errors import UserError
 
 
 def register(commands: Any) -> None:
@@ -31,8 +34,10 @@ def register(commands: Any) -> None:
     c.add_argument("folder", metavar="FOLDER")
     c.add_argument("--run", required=True, metavar="DIR", help="run directory to make")
 
-    c = add_command(commands, "report", report, "a page and plots from run directories")
+    c = add_command(commands, "report", report, "a page from a run directory; several: one that compares them, too")
     c.add_argument("runs", nargs="+", metavar="RUN")
+    c.add_argument("--out", type=Path, metavar="HTML", help="the page that compares (comparison.html beside the first run)")
+    c.add_argument("--live", action="store_true", help="write the pages again while a run trains; Ctrl-C ends it")
 
 
 def sample(arguments: argparse.Namespace) -> int:
@@ -72,16 +77,48 @@ def import_(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """`yupana report`."""
-    from yupana.report.page import write_report
+    from yupana.report.live import follow
+    from yupana.report.page import write_comparison, write_report
     from yupana.report.text import run_table, summaries
     from yupana.run import open_run
 
     runs = [open_run(path) for path in arguments.runs]
-    pages = [write_report(run) for run in runs]
+    target = comparison_file(arguments.out, arguments.runs)
+    pages = [run.path / "report.html" for run in runs]
+
+    def write(again: int | None) -> None:
+        for run in runs:
+            write_report(run, pictures=not arguments.live, again=again)
+        if target:
+            write_comparison(runs, target, again=again)
+
+    if arguments.live:
+        training = any(run.held for run in runs)
+        told = f"following; open {target or pages[0]} (Ctrl-C ends it)" if training else "no run is training: wrote once"
+        print(f"yupana: {told}", file=sys.stderr)
+        with contextlib.suppress(KeyboardInterrupt):
+            follow(runs, write)
+    else:
+        write(None)
     if arguments.json:
-        print(json.dumps({"runs": [{**s, "report": str(p)} for s, p in zip(summaries(runs), pages, strict=True)]}))
+        rows = [{**s, "report": str(p)} for s, p in zip(summaries(runs), pages, strict=True)]
+        print(json.dumps({"runs": rows, **({"comparison": str(target)} if target else {})}))
         return 0
     show(run_table(*runs))
     for page in pages:
-        print(f"Report: {page}" if page else "No pages: pip install 'yupana[report]'")
+        print(f"Report: {page}")
+    if target:
+        print(f"Comparison: {target}")
     return 0
+
+
+def comparison_file(out: Path | None, runs: list[str]) -> Path | None:
+    """Where the page that compares several runs goes; None of one run. Raises UserError where it cannot go."""
+    if len(runs) < 2:
+        if out:
+            raise UserError("--out names the page that compares runs, and there is only one: give several, or leave it out")
+        return None
+    target = out or Path(runs[0]).resolve().parent / "comparison.html"
+    if target.suffix != ".html" or target.is_dir() or not target.parent.is_dir():
+        raise UserError(f"--out must name an .html file in a folder that exists, got {target}")
+    return target

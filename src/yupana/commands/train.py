@@ -107,9 +107,7 @@ def _finish(run: Any, last: dict[str, Any], *, as_json: bool) -> None:
     show(run_table(run))
     _show_waterfall(run)
     print(f"\n{sample}" if sample else "")
-    print(
-        f"Report: {page}" if page else "No report: pip install 'yupana[report]', then yupana report " + str(run.path)
-    )
+    print(f"Report: {page}")
 
 
 def _show_waterfall(run: Any) -> None:

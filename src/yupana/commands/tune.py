@@ -47,8 +47,7 @@ def tune(arguments: argparse.Namespace) -> int:
             print(f"{label}: {result[name]}")
     if result.get("cut"):
         print(f"{result['cut']} conversations were cut at data.seq_len tokens, {result['left_out']} left out for it")
-    if page:
-        print(f"Report: {page}")
+    print(f"Report: {page}")
     return 0
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import html
+import io
 from pathlib import Path
 from typing import Any
 
 from yupana.errors import UserError
 from yupana.files import disk_errors, write_atomically, write_json
 from yupana.report.explore_text import figures, notes, rules, short
-from yupana.report.page import STYLE, save_figure
 
-MORE_STYLE = """
-body { max-width: 72rem; }
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
+       color: #222; background: #fff; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+.told { color: #666; margin-top: .2rem; }
+table { border-collapse: collapse; } td { padding: .15rem 1.5rem .15rem 0; vertical-align: top; }
+td:first-child { color: #666; } td:nth-child(2) { font-variant-numeric: tabular-nums; }
+svg { width: 100%; height: auto; } details { margin-top: 1rem; } summary { cursor: pointer; color: #0072b2; }
 th { text-align: right; vertical-align: bottom; padding: .15rem 0 .15rem 1rem; } td:nth-child(n+2) { text-align: right; }
 table.texts td { text-align: left; font-size: .85rem; } table.texts td.number { text-align: right; }
 code { background: #f5f5f2; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -52,13 +58,23 @@ def write_page(result: dict[str, Any], folder: Path) -> Path:
     return folder / "explore.html"
 
 
+def save_figure(figure: Any, path: Path) -> str:
+    """Write the figure as a picture; returns it as an <svg> for the page."""
+    svg, png = io.StringIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=130)
+    write_atomically(path, png.getvalue())
+    drawing = svg.getvalue()
+    return drawing[drawing.index("<svg") :]
+
+
 def _page(result: dict[str, Any], drawing: str) -> str:
     sources = result["sources"]
     names = html.escape(" · ".join(short(source["source"]) for source in sources))
     told = "".join(f"<li>{html.escape(line)}</li>" for line in notes(result))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{names} · yupana</title><style>{STYLE}{MORE_STYLE}</style></head><body>
+<title>{names} · yupana</title><style>{STYLE}</style></head><body>
 <h1>{names}</h1>
 <p class="told">{result["documents"]:,} documents, {result["bytes"]:,} bytes, {result["tokens"]:,} tokens
 ({html.escape(sources[0]["tokenizers"][0]["name"])})</p>

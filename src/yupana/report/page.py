@@ -1,141 +1,152 @@
-"""report.html and report.png: a run on one self-contained page."""
+"""report.html of a run, and the page that compares several: one self-contained file each."""
 
 from __future__ import annotations
 
 import html
-import io
+import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from yupana.files import write_atomically
+from yupana.report import sections
+from yupana.report.curves import compared_curves, run_curves
+from yupana.report.foretold import foretold
+from yupana.report.pictures import write_pictures
 from yupana.report.read import RunRecord, read_run
-from yupana.report.text import summary, told_slowest
+from yupana.report.text import run_rows, summary
 from yupana.run import RunDirectory
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
-       color: #222; background: #fff; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.told { color: #666; margin-top: .2rem; }
-table { border-collapse: collapse; } td { padding: .15rem 1.5rem .15rem 0; vertical-align: top; }
-td:first-child { color: #666; } td:nth-child(2) { font-variant-numeric: tabular-nums; }
-pre { background: #f5f5f2; padding: 1rem; overflow-x: auto; white-space: pre-wrap; font-size: .85rem; }
-svg { width: 100%; height: auto; } details { margin-top: 1rem; } summary { cursor: pointer; color: #0072b2; }
-"""
+HERE = Path(__file__).parent
+STYLE = (HERE / "page.css").read_text()
+CONTROLS = """<form class="controls" aria-label="curves">
+<fieldset><legend>against</legend>
+<label><input type="radio" name="x" value="tokens"><span>tokens</span></label>
+<label><input type="radio" name="x" value="flops"><span>FLOPs</span></label>
+<label><input type="radio" name="x" value="seconds"><span>time</span></label>
+<label><input type="radio" name="x" value="step"><span>steps</span></label></fieldset>
+<label>smoothing <input type="range" id="smooth" min="0" max="20" step="1"> <output id="smooth-told"></output></label>
+<label><input type="checkbox" id="log"> log loss</label>
+<button type="button" id="whole" hidden>whole run</button>
+</form>
+<p class="told hint">Point at a curve for its values; drag to zoom, double-click to undo; a name hides its curve.</p>
+<noscript><p class="state">The curves need JavaScript; every figure below does without.</p></noscript>
+<p class="spoken" id="spoken" aria-live="polite"></p>"""
 
 
-def write_report(run: RunDirectory) -> Path | None:
-    """Write report.html and report.png into the run, and health.png where the run was looked into.
+def write_report(run: RunDirectory, *, pictures: bool = True, again: int | None = None) -> Path:
+    """Write report.html into the run, and its `pictures` where matplotlib is installed; returns the page's path.
 
-    None where matplotlib is not installed.
+    The page loads itself again every `again` seconds. Raises UserError when the run cannot be read or written.
     """
-    try:
-        from matplotlib import rc_context
-
-        from yupana.report.by_source import draw_sources
-        from yupana.report.foretold import foretold
-        from yupana.report.health import draw_health
-        from yupana.report.plots import draw
-    except ImportError:
-        return None
     record = read_run(run)
-    prediction = foretold(record)
-    with rc_context({"svg.hashsalt": "yupana", "font.size": 10}):
-        drawing = save_figure(draw(record, prediction), run.path / "report.png")
-        inside = save_figure(draw_health(record), run.path / "health.png") if record.health else ""
-        mixed = any("val_by_source" in evaluation for evaluation in record.evaluations)
-        sources = save_figure(draw_sources(record), run.path / "sources.png") if mixed else ""
-    told = prediction.told if prediction else ""
-    write_atomically(run.path / "report.html", _page(record, drawing, inside, sources, told))
+    if pictures:
+        write_pictures(record)
+    write_atomically(run.path / "report.html", run_page(record, again))
     return run.path / "report.html"
 
 
-def save_figure(figure: Any, path: Path) -> str:
-    """Write the figure as a picture; returns it as an <svg> for the page."""
-    svg, png = io.StringIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    figure.savefig(png, format="png", dpi=130)
-    write_atomically(path, png.getvalue())
-    drawing = svg.getvalue()
-    return drawing[drawing.index("<svg") :]
+def write_comparison(runs: list[RunDirectory], target: Path, *, again: int | None = None) -> Path:
+    """Write a page that compares runs to `target`; returns it. Raises UserError as `write_report`."""
+    records = [read_run(run) for run in runs]
+    write_atomically(target, comparison_page(records, again))
+    return target
 
 
-def _page(record: RunRecord, drawing: str, inside: str, sources: str, prediction: str) -> str:
-    figures = summary(record)
-    name = html.escape(record.path.name)
-    rows = "".join(f"<tr><td>{k}</td><td>{html.escape(v)}</td></tr>" for k, v in _rows(figures))
-    config = html.escape(yaml.safe_dump(record.config, sort_keys=False))
-    looked = f"<h2>Inside, layer by layer</h2>{inside}" if inside else ""
-    mixed = f"<h2>By source</h2>{sources}{_source_table(figures['sources'])}" if sources else ""
-    env = html.escape(yaml.safe_dump(record.env, sort_keys=False))
-    sample = f"<h2>A sample</h2><pre>{html.escape(record.sample)}</pre>" if record.sample else ""
+def run_page(record: RunRecord, again: int | None = None) -> str:
+    """The page of one run."""
+    figures, prediction = summary(record), foretold(record)
+    curves = run_curves(record, prediction.curve if prediction else [])
+    groups = {chart["group"] for chart in curves["charts"]}
+    parts = [
+        f"<h1>{html.escape(record.path.resolve().name)}</h1>",
+        f'<p class="told">{html.escape(_headline(figures))}</p>',
+        sections.state(record),
+        sections.tiles(figures),
+        CONTROLS,
+        _group("curves"),
+        sections.predicted(record, figures, prediction.told if prediction else ""),
+        sections.waterfall(record.path),
+        sections.evaluations(record.path),
+        f"<h2>By source</h2>{_group('sources')}{sections.source_table(figures['sources'])}" if "sources" in groups else "",
+        f"<h2>Inside, layer by layer</h2>{_group('health')}" if "health" in groups else "",
+        sections.samples(record),
+        "<h2>Configuration</h2>",
+        sections.settings_changed(record),
+        sections.folded("Every setting (run.yaml)", record.config),
+        "<h2>Environment</h2>",
+        sections.environment(record.env),
+        sections.folded("Everything (env.json)", record.env),
+    ]
+    return document(record.path.resolve().name, "\n".join(parts), curves, again)
+
+
+def comparison_page(records: list[RunRecord], again: int | None = None) -> str:
+    """The page of several runs: figures, curves, and what differs between their settings."""
+    names = distinct_names([record.path for record in records])
+    figures = [summary(record) for record in records]
+    curves = compared_curves(records, names)
+    rows = [(label, *values) for label, values in run_rows(figures)]
+    settings = settings_of(records)
+    states = "".join(
+        told.replace('role="status">', f'role="status"><b>{html.escape(name)}</b> ', 1)
+        for name, told in zip(names, map(sections.state, records), strict=True)
+    )
+    by_source = any(chart["group"] == "sources" for chart in curves["charts"])
+    parts = [
+        f"<h1>{len(records)} runs</h1>",
+        f'<p class="told">{html.escape(" · ".join(names))}</p>',
+        states,
+        CONTROLS,
+        _group("curves"),
+        "<h2>In figures</h2>",
+        sections.table(("", *names), rows, range(1, len(names) + 1)),
+        f"<h2>By source: validation loss</h2>{_group('sources')}" if by_source else "",
+        "<h2>Settings that differ</h2>",
+        sections.table(("setting", *names), settings, wrap=True) if settings else "<p>None: they are the same.</p>",
+    ]
+    return document(" · ".join(names), "\n".join(parts), curves, again)
+
+
+def distinct_names(paths: list[Path]) -> list[str]:
+    """The folders' names, with as many folders above as tell all of them apart."""
+    parts = [path.resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(set(parts)):
+            return names
+    return [str(path) for path in paths]
+
+
+def settings_of(records: list[RunRecord]) -> list[tuple[str, ...]]:
+    """(setting, value of each run) of every setting that is not the same in all."""
+    flat = [sections.flat(record.config) for record in records]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    rows = [(key, *(one.get(key, "—") for one in flat)) for key in keys]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def document(title: str, body: str, curves: dict[str, Any], again: int | None = None) -> str:
+    """A whole page around `body`, with its curves as data and the script that draws them."""
+    data = json.dumps(curves, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    reload = f' data-again="{again}"' if again else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name} · yupana</title><style>{STYLE}</style></head><body>
-<h1>{name}</h1><p class="told">{_headline(figures)}</p>
-{drawing}
-{f"<p>{html.escape(prediction)}</p>" if prediction else ""}
-<h2>In figures</h2><table>{rows}</table>
-{mixed}
-{looked}
-{sample}
-<details><summary>Configuration (run.yaml)</summary><pre>{config}</pre></details>
-<details><summary>Environment (env.json)</summary><pre>{env}</pre></details>
+<link rel="icon" href="data:,"><title>{html.escape(title)} · yupana</title><style>{STYLE}</style></head><body{reload}>
+{body}
+<script type="application/json" id="curves">{data}</script>
+<script>{(HERE / "page.js").read_text()}</script>
 </body></html>
 """
 
 
-def _source_table(sources: dict[str, dict[str, Any]]) -> str:
-    """The sources of a mixture: shares, epochs, losses."""
-    head = ("source", "share of the tokens", "tokens", "of them different", "epochs", "loss, first → last", "bits a byte")
-    rows = []
-    for name, of in sources.items():
-        cells = (
-            html.escape(name),
-            f"{100 * of['share']:.1f} %",
-            f"{of['planned_tokens']:,}",
-            f"{min(of['unique_tokens'], of['planned_tokens']):,}",
-            f"{of['epochs']:.2f}",
-            f"{of['first_val_loss']:.3f} → {of['val_loss']:.3f}",
-            f"{of['val_bpb']:.4f}",
-        )
-        rows.append("".join(f"<td>{cell}</td>" for cell in cells))
-    named = "".join(f"<td>{name}</td>" for name in head)
-    return f"<table><tr>{named}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+def _group(name: str) -> str:
+    return f'<div class="charts" data-group="{name}"></div>'
 
 
-def _headline(figures: dict) -> str:
+def _headline(figures: dict[str, Any]) -> str:
     if figures["val_loss"] is None or not figures["parameters"]:
         return "no evaluation yet"
     return (
         f"{figures['parameters'] / 1e6:,.1f} M parameters, {figures['tokens'] / 1e6:,.2f} M tokens: validation loss "
         f"{figures['first_val_loss']:.3f} → {figures['val_loss']:.3f} nats a token"
     )
-
-
-def _rows(figures: dict) -> list[tuple[str, str]]:
-    forms = (
-        ("validation loss", "val_loss", "{:.4f} nats a token", 1),
-        ("bits per byte", "val_bpb", "{:.4f}", 1),
-        ("training loss, last step", "loss", "{:.4f} nats a token", 1),
-        ("steps", "steps", "{:,}", 1),
-        ("tokens", "tokens", "{:,}", 1),
-        ("FLOPs (exact)", "flops", "{:.3g}", 1),
-        ("tokens per second, median", "tokens_per_second", "{:,.0f}", 1),
-        ("MFU (palm), median", "mfu", "{:.1f} %", 100),
-        ("MFU (exact), median", "mfu_exact", "{:.1f} %", 100),
-        ("MFU is against", "peak_source", "{}", 1),
-        ("precision", "precision", "{}", 1),
-        ("device", "device", "{}", 1),
-        ("peak memory", "memory_bytes", "{:.2f} GB", 1e-9),
-        ("time", "seconds", "{:,.0f} s", 1),
-        ("slowest rank", "slowest", "{}", 1),
-    )
-    figures = {**figures, "slowest": told_slowest(figures)}
-    shown = [(label, figures[key], form, scale) for label, key, form, scale in forms if figures[key] is not None]
-    return [
-        (label, form.format(value if isinstance(value, str) or scale == 1 else value * scale))
-        for label, value, form, scale in shown
-    ]

@@ -95,10 +95,16 @@ def by_source(record: RunRecord) -> dict[str, dict[str, Any]]:
 def run_table(*runs: RunDirectory) -> Table:
     """Runs side by side, one a column."""
     table = Table(box=None, pad_edge=False, show_header=len(runs) > 1)
-    figures = summaries(list(runs))
     table.add_column("", style="dim")
     for run in runs:
         table.add_column(run.path.name, justify="right")
+    for label, values in run_rows(summaries(list(runs))):
+        table.add_row(label, *values)
+    return table
+
+
+def run_rows(figures: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """(label, what each run has there) of the figures that runs are compared by; "—" where one has none."""
     rows: list[tuple[str, str, float, str]] = [
         ("parameters", "parameters", 1e-6, "{:,.2f} M"),
         ("tokens trained on", "tokens", 1e-6, "{:,.2f} M"),
@@ -112,18 +118,18 @@ def run_table(*runs: RunDirectory) -> Table:
         ("peak memory", "memory_bytes", 1e-9, "{:.2f} GB"),
         ("time", "seconds", 1, "{:,.0f} s"),
     ]
+    shown = []
     for label, key, scale, form in rows:
         values = [f[key] for f in figures]
-        table.add_row(label, *("—" if v is None else form.format(v * scale) for v in values))
+        shown.append((label, ["—" if v is None else form.format(v * scale) for v in values]))
     for name in dict.fromkeys(name for f in figures for name in f["sources"]):
         losses = [f["sources"].get(name, {}).get("val_loss") for f in figures]
         if any(loss is not None for loss in losses):
             label = f"validation loss on {name}"
-            table.add_row(label, *("—" if loss is None else f"{loss:.4f} nats/token" for loss in losses))
+            shown.append((label, ["—" if loss is None else f"{loss:.4f} nats/token" for loss in losses]))
     if any(slow := [told_slowest(f) for f in figures]):
-        table.add_row("slowest rank", *(told or "—" for told in slow))
-    table.add_row("MFU is against", *(str(f["peak_source"]) for f in figures))
-    return table
+        shown.append(("slowest rank", [told or "—" for told in slow]))
+    return [*shown, ("MFU is against", [str(f["peak_source"]) for f in figures])]
 
 
 def flops_table(name: str, shape: ModelShape, seq_len: int) -> Table:

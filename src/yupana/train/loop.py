@@ -26,6 +26,7 @@ from yupana.train.prefetch import Prefetch
 from yupana.train.progress import Progress
 from yupana.train.ranks import Ranks
 from yupana.train.recorder import Recorder
+from yupana.train.sample import sample_held_out
 from yupana.train.schedule import learning_rate
 from yupana.train.session import Session, identity, prepare, state
 from yupana.train.shares import ALONE
@@ -79,6 +80,8 @@ def train(
             if saving or asked:
                 recorder.flush()
                 save(session, done, validation, recorder.seconds)
+                if config.log.samples:
+                    recorder.sampled(done, ranks.at_first(functools.partial(sample_held_out, run.path)))
                 recorder.paused(done)
                 watchdog.seen(f"the checkpoint of step {done}")
             if asked and not last:

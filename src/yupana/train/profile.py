@@ -58,6 +58,7 @@ def profile_steps(config: Config, mixture: Mixture, steps: int) -> Profile:
     """Take a few steps of `config`, timed, and as many under the profiler; nothing is kept of the training itself."""
     # Compiled CPU kernels are told apart only if they are made to say when they begin and end.
     torch._inductor.config.cpp.enable_kernel_profile = True
+    torch.compiler.reset()  # what this process has compiled before does not say it
     with tempfile.TemporaryDirectory() as folder:
         session = prepare(config, RunDirectory(Path(folder)), mixture, resume=False)
     for step in range(WARM_UP):

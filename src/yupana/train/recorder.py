@@ -123,6 +123,10 @@ class Recorder:
         flat = {f"{part}/{name}": v for part, found in parts.items() for name, v in found.items() if v is not None}
         self.trackers.log({"step": step, **flat})
 
+    def sampled(self, step: int, sample: dict[str, str]) -> None:
+        """The model of `step` went on from a held-out passage: one line of metrics."""
+        self._log({"step": step, "tokens": step * self.tokens_per_step, "sample": sample})
+
     def paused(self, step: int) -> None:
         """What came after `step` and took until now (an evaluation, a checkpoint) is no step's time."""
         self.mark, self.marked_step = time.perf_counter(), step

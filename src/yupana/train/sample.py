@@ -72,6 +72,15 @@ def sample_after_training(path: Path, passages: int = 3, temperature: float = 0.
     return "\n".join(told)
 
 
+def sample_held_out(path: Path, temperature: float = 0.5) -> dict[str, str]:
+    """How the last checkpoint's model goes on from a held-out passage: {"prompt", "text"}, the same prompt every time."""
+    run = open_run(path)
+    model, tokenizer = open_model(run)
+    prompt = _held_out_passages(run, tokenizer, 1)[0]
+    text = continued(model, tokenizer, prompt, 80, temperature=temperature)
+    return {"prompt": prompt, "text": text.removeprefix(prompt)}
+
+
 def _held_out_passages(run: RunDirectory, tokenizer: Tokenizer, number: int, tokens: int = 48) -> list[str]:
     """From the middle of held-out documents, evenly spread, of the run's heaviest corpus; fewer if there are fewer."""
     corpora = json.loads(run.env_file.read_text())["corpora"]
