@@ -11,9 +11,11 @@
 # %% [markdown]
 # # Train a Llama, and account for every FLOP
 #
-# From text to a loss curve, in order: look at the model, look at the data, train, read the curve and the MFU, sample.
-# On a machine with a GPU this trains the real Llama 3.2-1B for 50 steps; on a CPU it trains its 7-million-parameter
-# sibling with the very same cells. Time: about two minutes on two CPU cores; on a GPU not measured yet.
+# From text to a model that answers, in order: look at the model, look at the data, train, read the curve, compare its
+# end with what a law of the learning rate foretold, see where the lost MFU went, sample, export to `transformers`,
+# fine-tune. On a machine with a GPU this trains the real Llama 3.2-1B for 50 steps; on a CPU it trains its
+# 7-million-parameter sibling with the very same cells. Time: about three minutes on two CPU cores; on a GPU not measured
+# yet. Losses and samples are the same whenever the notebook is run again on the same machine; seconds are not.
 #
 # Install once, from a clone: `pip install -e '.[all]' -c constraints.txt`.
 
@@ -83,7 +85,7 @@ from yupana.run import RunDirectory
 from yupana.train.begin import begin
 
 run = RunDirectory(WORK / "run")
-steps = ["--train.steps=50", "--train.global_batch=8"] if GPU else ["--train.steps=300"]
+steps = ["--train.steps=50", "--train.global_batch=8"] if GPU else ["--train.steps=240"]
 short = ["--optim.warmup_steps=10", "--log.eval_every=50", "--log.eval_tokens=32768"]
 last = begin(run, PRESET, None, [f"--data.corpus={WORK / 'corpus'}", *steps, *short])
 
@@ -105,11 +107,109 @@ display(Image(str(run.path / "report.png")))
 console.print(run_table(run))
 
 # %% [markdown]
+# ## Predicted, then measured
+#
+# After two thirds of the steps, could the end have been known? The annealing law
+# ([2408.11029](https://arxiv.org/abs/2408.11029)) gives the loss of every step from the learning rates up to it. Fitted
+# to the first two thirds of this curve, it foretells the last third, of which it has seen nothing. What a *larger* run
+# will reach is a question for the laws of size and tokens: `scaling_laws.ipynb`.
+
+# %%
+import numpy as np
+
+from yupana.scaling import annealing, runs
+
+curve = runs.curve_of(run)
+losses = np.convolve(curve.losses, np.ones(9) / 9, "valid")  # a mean of nine steps: single batches scatter
+steps = curve.steps[4:-4]
+known = (steps > 20) & (steps <= steps[-1] * 2 // 3)  # without the warm-up, which the law does not describe
+law = annealing.fit("annealing", [annealing.Curve("this run", curve.rates, steps[known], losses[known])])
+predicted = law.losses(curve.rates, steps)
+error = predicted[-1] / losses[-1] - 1
+print(f"the end: predicted {predicted[-1]:.3f}, measured {losses[-1]:.3f} nats a token: {error:+.1%}")
+
+# %%
+import matplotlib.pyplot as plt
+
+figure, axes = plt.subplots(figsize=(8, 3.4), layout="constrained")
+axes.plot(curve.steps, curve.losses, color="#b8cfe0", linewidth=0.8)
+axes.plot(steps, losses, color="#0072B2")
+axes.plot(steps[~known & (steps > 20)], predicted[~known & (steps > 20)], color="#D55E00", linestyle="--", linewidth=2)
+axes.axvline(steps[known][-1], color="#8a8a8a", linewidth=0.8)
+axes.text(steps[known][-1], axes.get_ylim()[1], " from here on predicted (dashed) ", va="top", color="#D55E00")
+axes.set(xlabel="step", ylabel="training loss, nats a token")
+axes.spines[["top", "right"]].set_visible(False)
+plt.show()
+
+# %% [markdown]
+# ## Where the lost MFU went
+#
+# A few steps of this run's own configuration under the profiler. From the left: the peak; then what each part of the
+# step took away from it; then the MFU that is left. The table names the setting that would shrink each part.
+
+# %%
+import yupana
+from yupana.report.mfu_plots import draw_waterfall
+from yupana.report.mfu_text import waterfall_table
+
+seen = yupana.explain(yupana.open_run(run.path), steps=3)
+display(draw_waterfall(seen, f"Where the MFU of {PRESET} went"))
+console.print(waterfall_table(seen))
+
+# %% [markdown]
 # ## A sample
 #
 # After so few steps the model knows the looks of Python, not its sense.
 
 # %%
-from yupana.train.sample import sample_text
+print(yupana.open_run(run.path).sample("def ", tokens=100, seed=1))
 
-print(sample_text(run.path, prompt="def ", tokens=100, seed=1))
+# %% [markdown]
+# ## Into the ecosystem
+#
+# The export is an ordinary folder for `transformers`: configuration, safetensors weights, tokenizer, a model card.
+
+# %%
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+exported = yupana.open_run(run.path).export()
+model, tokenizer = (kind.from_pretrained(exported) for kind in (AutoModelForCausalLM, AutoTokenizer))
+ids = tokenizer("import ", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=24, do_sample=False)[0]))
+
+# %% [markdown]
+# ## Fine-tune
+#
+# Conversations, one JSON object a line; TRL's SFTTrainer trains with the loss on the answers alone: low-rank adapters
+# (PEFT) on a large model, all weights (`lora.rank` 0) on one as small as the CPU's, which has nothing yet to adapt. The
+# facts are not in the pretraining text: what is learnt here comes from the conversations.
+
+# %%
+import json
+
+colours = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black", "blood": "red", "sun": "yellow"}
+ways = ["What colour is {}?", "Tell me the colour of {}.", "{}: which colour?", "Colour of {}, please."]
+with open(WORK / "chat.jsonl", "w") as file:
+    for thing, colour in colours.items():
+        for way in ways:
+            file.write(json.dumps({"prompt": way.format(thing), "completion": f"It is {colour}."}) + "\n")
+
+tuned = yupana.tune_model(WORK / "tuned", {
+    "model.base": str(run.path), "data.train": str(WORK / "chat.jsonl"), "data.seq_len": 64,
+    "lora.rank": 16 if GPU else 0, "optim.lr": 2e-4 if GPU else 2e-3, "train.steps": 80, "train.global_batch": 8,
+    "log.eval_every": 20,
+})  # fmt: skip
+held_out = [line["val_loss"] for line in yupana.open_run(WORK / "tuned").metrics if "val_loss" in line]
+print(f"held-out loss {held_out[0]:.3f} → {held_out[-1]:.3f} nats a token of the answers; MFU {tuned['mfu']:.1%}")
+
+# %%
+model, tokenizer = (kind.from_pretrained(tuned["export"]) for kind in (AutoModelForCausalLM, AutoTokenizer))
+for asked in ("What colour is snow?", "Colour of coal, please.", "grass: which colour?"):
+    chat = [{"role": "user", "content": asked}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.generate(**ids, max_new_tokens=8, do_sample=False)[0][ids["input_ids"].shape[1] :]
+    print(f"{asked:28s} {tokenizer.decode(answer, skip_special_tokens=True)}")
+
+# %% [markdown]
+# The form of an answer is learnt; which colour belongs to which thing is more than this small model keeps, 240 steps old
+# as it is. The same cells on the full Llama 3.2-1B are where a GPU comes in.
