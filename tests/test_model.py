@@ -84,7 +84,7 @@ def test_generation_is_the_likeliest_token_each_time_and_stops() -> None:
     expected = tokens[3:]
     assert list(generate(model, prompt, 12, temperature=0)) == expected
     stop = expected[4]
-    assert list(generate(model, prompt, 12, temperature=0, stop=stop)) == expected[: expected.index(stop)]
+    assert list(generate(model, prompt, 12, temperature=0, stop=[stop])) == expected[: expected.index(stop)]
 
 
 def test_sampling_is_a_function_of_the_seed_and_stays_in_the_top_k() -> None:

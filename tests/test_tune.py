@@ -156,7 +156,17 @@ def test_a_bad_line_is_named_with_its_field(tmp_path, line, told):
     file = tmp_path / "chat.jsonl"
     file.write_text('{"prompt": "a\u2028b", "completion": "c"}\n' + line + "\n")
     with pytest.raises(UserError, match=told):
-        read_conversations(file)
+        read_conversations(str(file))
+
+
+def test_a_dataset_by_name_gives_what_its_file_gives(chat, tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "train.jsonl").write_text(chat.read_text())  # a folder of data files is a dataset like the hub's
+    rows = read_conversations(f"hf:{tmp_path}")
+    assert [row.messages for row in rows] == [row.messages for row in read_conversations(str(chat))]
+    assert rows[1].where == f"hf:{tmp_path}, row 2"
+    with pytest.raises(UserError, match="hub dataset hf:.*:nowhere could not be read"):
+        read_conversations(f"hf:{tmp_path}:nowhere")
 
 
 def test_preferences_are_read_in_both_forms(tmp_path):
@@ -164,11 +174,11 @@ def test_preferences_are_read_in_both_forms(tmp_path):
     asked, good, bad = ({"role": r, "content": c} for r, c in (("user", "q"), ("assistant", "good"), ("assistant", "bad")))
     rows = [{"prompt": "q", "chosen": "good", "rejected": "bad"}, {"chosen": [asked, good], "rejected": [asked, bad]}]
     file.write_text("\n".join(map(json.dumps, rows)))
-    for pair in read_preferences(file):
+    for pair in read_preferences(str(file)):
         assert (pair.prompt, pair.chosen, pair.rejected) == ([asked], "good", "bad")
     file.write_text(json.dumps({"chosen": [asked, good], "rejected": [good, bad]}))
     with pytest.raises(UserError, match="line 1: chosen and rejected differ before their last message"):
-        read_preferences(file)
+        read_preferences(str(file))
 
 
 def test_a_message_with_a_special_token_is_refused(letters, tmp_path):
@@ -223,6 +233,21 @@ def adapted(base, chat, tmp_path_factory):
         "--log.eval_every=10", *SHORT,
     )  # fmt: skip
     return folder, result
+
+
+@pytest.mark.slow
+def test_an_answer_is_the_one_that_transformers_gives(adapted):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from yupana.tune.chat import answer
+
+    folder, _ = adapted
+    tokenizer = AutoTokenizer.from_pretrained(folder / "export")
+    model = AutoModelForCausalLM.from_pretrained(folder / "export", dtype=torch.float32)
+    asked = [{"role": "user", "content": "What colour is snow?"}]
+    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    expected = model.generate(**ids, max_new_tokens=20, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert answer(folder, "What colour is snow?", 20, temperature=0) == tokenizer.decode(expected, skip_special_tokens=True)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ def register(commands: Any) -> None:
     c = add_command(commands, "sample", sample, "text from a run's checkpoint")
     c.add_argument("run", metavar="RUN")
     c.add_argument("--prompt", default="", help="text to continue; empty starts a new document")
+    c.add_argument("--chat", metavar="TEXT", help="instead: what a tuned run answers to TEXT")
     c.add_argument("--tokens", type=int, default=200, help="tokens to write at most (200)")
     c.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (0.8)")
     c.add_argument("--top_k", type=int, default=50, help="sample among so many; 0: all (50)")
@@ -42,16 +43,19 @@ def register(commands: Any) -> None:
 
 def sample(arguments: argparse.Namespace) -> int:
     """`yupana sample`."""
+    sampling = {"temperature": arguments.temperature, "top_k": arguments.top_k, "seed": arguments.seed}
+    if arguments.chat is not None:
+        if arguments.prompt:
+            raise UserError("--prompt and --chat exclude each other: one is continued, the other answered")
+        from yupana.tune.chat import answer
+
+        text = answer(Path(arguments.run), arguments.chat, arguments.tokens, **sampling)
+        print_result(arguments, {"chat": arguments.chat, "text": text}, text)
+        return 0
     from yupana.train.sample import sample_text
 
     text = sample_text(
-        Path(arguments.run),
-        prompt=arguments.prompt,
-        tokens=arguments.tokens,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        seed=arguments.seed,
-        which=arguments.checkpoint,
+        Path(arguments.run), arguments.prompt, arguments.tokens, which=arguments.checkpoint, **sampling
     )
     print_result(arguments, {"prompt": arguments.prompt, "text": text}, text)
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor
@@ -20,9 +20,9 @@ def generate(
     temperature: float = 0.8,
     top_k: int = 50,
     seed: int = 0,
-    stop: int | None = None,
+    stop: Collection[int] = (),
 ) -> Iterator[int]:
-    """Yield up to `max_tokens` token ids that continue `prompt`; ends before the token `stop`.
+    """Yield up to `max_tokens` token ids that continue `prompt`; ends before a token of `stop`.
 
     Temperature 0 takes the likeliest token; otherwise samples among the `top_k` likeliest (0: all).
     Raises UserError for an empty prompt or sizes out of range.
@@ -40,7 +40,7 @@ def generate(
     for _ in range(max_tokens):
         hidden = model.hidden(tokens, cache=cache)[:, -1]  # [1, d_model]
         token = choose(torch.nn.functional.linear(hidden, weight)[0].float(), temperature, top_k, generator)
-        if token == stop:
+        if token in stop:
             return
         yield token
         tokens = torch.tensor([[token]], device=weight.device)

@@ -51,11 +51,11 @@ def open_model(run: RunDirectory, which: str = "last") -> tuple[Llama, Tokenizer
 def continued(model: Llama, tokenizer: Tokenizer, prompt: str, tokens: int, **sampling: Any) -> str:
     """The prompt and up to `tokens` tokens after it; `sampling` as generate has it."""
     begin = tokenizer.token_to_id("<|begin_of_text|>")
-    stop = tokenizer.token_to_id("<|end_of_text|>")
+    end = tokenizer.token_to_id("<|end_of_text|>")
     ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False).ids
     if begin is not None:
         ids = [begin, *ids]
-    return tokenizer.decode([*ids, *generate(model, ids, tokens, stop=stop, **sampling)])
+    return tokenizer.decode([*ids, *generate(model, ids, tokens, stop=[] if end is None else [end], **sampling)])
 
 
 def sample_after_training(path: Path, passages: int = 3, temperature: float = 0.5) -> str:

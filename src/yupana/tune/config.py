@@ -24,7 +24,7 @@ class BaseConfig:
 
 @dataclass(frozen=True)
 class ChatConfig:
-    """Conversations, one JSON object a line."""
+    """Conversations: a file with one JSON object a line, or hf:NAME[:SPLIT], a dataset of the hub."""
 
     train: str = ""
     """SFT: {"messages": [{"role", "content"}, …]} or {"prompt", "completion"} a line; DPO: {"prompt", "chosen",

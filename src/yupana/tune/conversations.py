@@ -1,4 +1,4 @@
-"""Conversations and preferences from a .jsonl file, one JSON object a line; wrong data names its line and field."""
+"""Conversations and preferences from a .jsonl file or a hub dataset; wrong data names its line and field."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Preference:
     rejected: str
 
 
-def read_conversations(path: Path) -> list[Conversation]:
+def read_conversations(source: str) -> list[Conversation]:
     """Every conversation of a file: `{"messages": […]}` or `{"prompt": …, "completion": …}` a line.
 
-    Raises UserError naming file, line and field.
+    `source` is the file, or hf:NAME[:SPLIT] for a dataset of the hub. Raises UserError naming file, line and field.
     """
     found = []
-    for where, row in _rows(path):
+    for where, row in _rows(source):
         if "messages" in row:
             messages = _messages(where, "messages", row["messages"])
         elif "prompt" in row and "completion" in row:
@@ -53,13 +53,13 @@ def read_conversations(path: Path) -> list[Conversation]:
     return found
 
 
-def read_preferences(path: Path) -> list[Preference]:
-    """Every preference of a file: `{"prompt": …, "chosen": …, "rejected": …}` a line, each a text or messages.
+def read_preferences(source: str) -> list[Preference]:
+    """Every preference of a file or dataset: `{"prompt": …, "chosen": …, "rejected": …}` a line, each a text or messages.
 
     Without a prompt, chosen and rejected are whole conversations that differ in their last message. Raises UserError.
     """
     found = []
-    for where, row in _rows(path):
+    for where, row in _rows(source):
         if "chosen" not in row or "rejected" not in row:
             raise UserError(_no_field(where, row, "prompt, chosen and rejected"))
         answers = [_as_messages(where, name, row[name], "assistant") for name in ("chosen", "rejected")]
@@ -79,7 +79,31 @@ def read_preferences(path: Path) -> list[Preference]:
     return found
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) of every row."""
+    return _of_hub(source) if source.startswith("hf:") else _of_file(Path(source))
+
+
+def _of_hub(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A hub dataset's rows (or those of a folder that `datasets` reads), streamed; fields without a value left out."""
+    from datasets import load_dataset
+
+    name, _, split = source.removeprefix("hf:").partition(":")
+    number = 0
+    try:
+        for number, row in enumerate(load_dataset(name, split=split or "train", streaming=True), start=1):
+            yield f"{source}, row {number}", {key: value for key, value in row.items() if value is not None}
+    except Exception as error:  # the hub's client has dozens of ways to fail; to the user they are one
+        what = (" ".join(str(error).split()) or type(error).__name__)[:160]
+        raise UserError(
+            f"the hub dataset {source} could not be read{f' beyond row {number}' if number else ''} ({what}): check the "
+            "name (hf:NAME or hf:NAME:SPLIT) and the network, or give a .jsonl file"
+        ) from error
+    if not number:
+        raise UserError(f"{source} holds no conversations")
+
+
+def _of_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:

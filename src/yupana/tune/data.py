@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from yupana.errors import UserError
@@ -27,8 +26,7 @@ class Data:
 
 def read_data(config: Tuning, tokenizer: Any) -> Data:
     """Read, split and tokenise. Raises UserError naming file, line and field."""
-    file = Path(config.data.train)
-    held_out_file = Path(config.data.held_out) if config.data.held_out else None
+    file, held_out_file = config.data.train, config.data.held_out
     if config.train.method == "dpo":
         train_pairs, held_out_pairs = _split(config, read_preferences, file, held_out_file)
         for pair in train_pairs + held_out_pairs:
@@ -50,10 +48,10 @@ def read_data(config: Tuning, tokenizer: Any) -> Data:
     return data
 
 
-def _split(config: Tuning, read: Any, file: Path, held_out_file: Path | None) -> tuple[list[Any], list[Any]]:
+def _split(config: Tuning, read: Any, file: str, held_out_file: str | None) -> tuple[list[Any], list[Any]]:
     """Training and held-out items: from two files, or a share of one, chosen by the seed."""
     items = read(file)
-    if held_out_file is not None:
+    if held_out_file:
         return items, read(held_out_file)
     if len(items) < 2:
         raise UserError(f"{file} holds one line only, and some has to be held out: give data.held_out, or more lines")
