@@ -26,11 +26,14 @@ class Prefetch(Generic[T]):
             self.thread = ThreadPoolExecutor(1, thread_name_prefix="yupana-data")
             self.collected = gc.isenabled()
             gc.disable()
+            gc.collect()
+            gc.freeze()  # what lives now lives to the end: `tidy` need not look through it again and again
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.ahead:
             self.thread.shutdown(cancel_futures=True)
+            gc.unfreeze()
             if self.collected:
                 gc.enable()
 
