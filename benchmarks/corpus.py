@@ -35,7 +35,7 @@ def main() -> None:
     c.add_argument("--megabytes", type=int, default=64)
     c.add_argument("--rounds", type=int, default=3)
     c.set_defaults(run=lambda a: tokenise(a.sources, a.megabytes << 20, a.rounds, a.tokenizers.split(",")))
-    c.add_argument("--tokenizers", default="llama3,bpe:4096,bytes", help="comma-separated")
+    c.add_argument("--tokenizers", default="llama3,bytes,bpe:4096", help="comma-separated")
     c = commands.add_parser("same")
     c.add_argument("sources", nargs="+")
     c.add_argument("--strings", type=int, default=1_000_000)

@@ -67,7 +67,8 @@ def test_llama3_ids_are_those_of_its_authors(encoder, metas, texts):
 def test_llama3_ids_are_the_same_by_either_library(llama3, encoder, monkeypatch):
     """Also of texts that are kept from tiktoken: long runs of white space, or of letters without any."""
     long = ["a" * 25_000, "x" + " " * 25_000 + "y", "\n" * 21_000, "12345" * 5000]
-    texts = ["", "word " * 9000, "in pieces, and more " * 90_000, *long]
+    long += [f"what texts are joined by {encode.SEPARATOR} in one", encode.SEPARATOR]
+    texts = ["", "word " * 9000, "", "in pieces, and more " * 90_000, *long, "", "last"]
     asked = []
     library = encoder._by_library
     monkeypatch.setattr(encoder, "_by_library", lambda texts: asked.extend(texts) or library(texts))

@@ -26,6 +26,9 @@ GROUP, LIBRARY_GROUP = 128 << 10, 1 << 20
 """Characters that a thread tokenises at once; and of those that the library spreads over the cores itself, where a token
 takes about 100 bytes while it is made."""
 
+SEPARATOR = "\0<|yupana|>\0"
+"""Between texts that are tokenised together; one that holds it is tokenised apart."""
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -35,14 +38,12 @@ class Encoder:
 
     def __init__(self, spec: str, tokenizer: Any, dtype: np.dtype):
         self.tokenizer, self.dtype = tokenizer, dtype
-        self.fast: Any = None if spec == "bytes" else _tiktoken(spec, tokenizer)
-        self.one: Callable[[str], np.ndarray] | None = None
-        if spec == "bytes":
-            self.one = lambda text: np.frombuffer(text.encode(), dtype=np.uint8).astype(self.dtype)
-        elif self.fast is not None:
-            self.one = self._by_tiktoken
-        self.in_pieces = self.one is not None or spec.startswith("bpe:")
-        self.workers = 1 if self.one is None else os.cpu_count() or 1
+        self.bytes = spec == "bytes"
+        self.fast: Any = None if self.bytes else _tiktoken(spec, tokenizer)
+        by_library = self.fast is None and not self.bytes
+        self.in_pieces = not by_library or spec.startswith("bpe:")
+        self.workers = 1 if by_library else os.cpu_count() or 1
+        self.group = LIBRARY_GROUP if by_library else GROUP
         self.threads = ThreadPoolExecutor(self.workers)
 
     def __enter__(self) -> Encoder:
@@ -53,7 +54,7 @@ class Encoder:
 
     def stream(self, texts: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
         """Each text with its tokens, in order, the next ones being made meanwhile; without those that begin and end it."""
-        for group, found in self._in_order(_groups(texts, LIBRARY_GROUP if self.one is None else GROUP), self._group):
+        for group, found in self._in_order(_groups(texts, self.group), self._group):
             if found is None:  # one long text
                 found = [np.concatenate([ids for _, ids in self._in_order(pieces(group[0]), self._piece)])]
             yield from zip(group, found, strict=True)
@@ -80,15 +81,21 @@ class Encoder:
         return self._whole(texts)
 
     def _whole(self, texts: list[str]) -> list[np.ndarray]:
-        return self._by_library(texts) if self.one is None else [self.one(text) for text in texts]
+        if self.bytes:
+            return [np.frombuffer(text.encode(), dtype=np.uint8).astype(self.dtype) for text in texts]
+        return self._by_library(texts) if self.fast is None else self._by_tiktoken(texts)
 
     def _piece(self, text: str) -> np.ndarray:
         return self._whole([text])[0]
 
-    def _by_tiktoken(self, text: str) -> np.ndarray:
-        if not _ordinary(text):
-            return self._by_library([text])[0]
-        return self.fast.encode_to_numpy(text, disallowed_special=()).astype(self.dtype, copy=False)
+    def _by_tiktoken(self, texts: list[str]) -> list[np.ndarray]:
+        """All texts in one call, during which other threads go on; the odd ones, one by one, by the library."""
+        odd = [SEPARATOR in text or not _ordinary(text) for text in texts]
+        joined = SEPARATOR.join("" if other else text for text, other in zip(texts, odd, strict=True))
+        ids = self.fast.encode_to_numpy(joined, allowed_special={SEPARATOR}).astype(self.dtype, copy=False)
+        ends = [*np.flatnonzero(ids == self.fast.n_vocab - 1).tolist(), len(ids)]
+        found = [ids[begin:end] for begin, end in zip([0, *(end + 1 for end in ends[:-1])], ends, strict=True)]
+        return [self._by_library([t])[0] if other else it for t, it, other in zip(texts, found, odd, strict=True)]
 
     def _by_library(self, texts: list[str]) -> list[np.ndarray]:
         encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -103,9 +110,9 @@ def _tiktoken(spec: str, tokenizer: Any) -> Any:
         return None
     if (ranks := tokenizers.ranks(tokenizer, spec)) is None:
         return None
-    # Text is never a special, but tiktoken looks for them: with none it would look at every byte, twice as long as all else.
-    unused = {tokenizers.BOS: len(ranks)}
-    return tiktoken.Encoding("yupana", pat_str=tokenizers.LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=unused)
+    # The one special is what texts are joined by. (With none at all tiktoken would look for nothing at every byte.)
+    special = {SEPARATOR: len(ranks)}
+    return tiktoken.Encoding("yupana", pat_str=tokenizers.LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
 
 def _ordinary(text: str) -> bool:
