@@ -26,4 +26,4 @@ def _mathml(found: re.Match[str]) -> str:
 
     if found["block"]:
         return f"\n<div>{convert(found['block'].strip(), display='block')}</div>\n"
-    return convert(found["inline"].replace("\\|", "|"))
+    return f"<span>{convert(found['inline'])}</span>"  # a line that begins with <math> would be a block

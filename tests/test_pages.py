@@ -72,11 +72,15 @@ def test_a_page_holds_the_figures_the_settings_that_differ_and_what_was_evaluate
     parts = [{"name": "attention", "seconds": 0.1, "lost_share": 0.25, "lever": "shorter sequences"}]
     step = {"step_seconds": 0.5, "mfu": {"palm": 0.8, "exact": 0.75}, "peak": 1e12, "peak_source": "measured"}
     (run.path / "waterfall.json").write_text(json.dumps({**step, "parts": parts}))
+    guess = {"step_seconds": 0.01, "tokens_per_second": 102_400, "mfu": {"palm": 0.35}, "memory_bytes": {"total": 9e8},
+             "global_batch": 4, "seq_len": 256, "hardware": "h100", "rates": "assumed"}  # fmt: skip
+    (run.path / "step_prediction.json").write_text(json.dumps(guess))
     page = run_page(read_run(run))
     lines = run.metrics()
+    memory = 100 * (9e8 / (10**9 + 60) - 1)
     said = html.unescape(re.sub(r"<[^>]+>", "|", page[: page.index('<script type="application/json"')]))
     for words in (f"{lines[-1]['val_loss']:.4f} nats a token", "4.6572", "4.6000 … 4.7000", "arc_easy", "0.2525", "0.0089",
-                  "−25.0 %", "75.0 %", "shorter sequences", "a <device>"):  # fmt: skip
+                  "−25.0 %", "75.0 %", "shorter sequences", "a <device>", "102,400", f"{memory:+.1f} %"):  # fmt: skip
         assert words in said, words
     assert re.search(r"optim\.lr\|+0\.002\|+0\.0007\|", said)
     assert re.search(r"train\.steps\|+null\|+60\|", said)

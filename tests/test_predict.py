@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yupana.config import load
+from yupana.cli import main
+from yupana.config import load, save
 from yupana.errors import UserError
 from yupana.flops import limits as kept
 from yupana.flops.accelerators import accelerator
@@ -248,3 +249,21 @@ def test_commands(yupana, limits_file):
     assert wrong.stderr == (
         "yupana: the limits file nowhere.json does not exist: make it with yupana flops limits --out nowhere.json\n"
     )
+
+
+def test_a_runs_own_step_is_predicted_and_kept_for_its_report(limits_file, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    save(load("7m", overrides=["--train.micro_batch=2", "--train.precision=fp32"]), run / "run.yaml")
+    assert main(["flops", "predict", str(run), "--limits", str(limits_file), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    kept = json.loads((run / "step_prediction.json").read_text())
+    assert (kept["seq_len"], kept["micro_batch"], kept["global_batch"], kept["precision"]) == (256, 2, 4, "fp32")
+    assert kept["step_seconds"] == told["step_seconds"]
+    (run / "step_prediction.json").unlink()
+    another = ["flops", "predict", str(run), "--limits", str(limits_file), "--seq_len", "128", "--micro_batch", "1"]
+    assert main([*another, "--json"]) == 0
+    assert not (run / "step_prediction.json").exists()  # of another step than the run's
+    capsys.readouterr()
+    assert main(["flops", "predict", "7m", "--micro_batch", "4"]) == 2
+    assert "--seq_len is missing" in capsys.readouterr().err

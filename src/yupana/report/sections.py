@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def predicted(record: RunRecord, figures: dict[str, Any], sentence: str) -> str:
             ("peak memory, GB", step["memory_bytes"]["total"] / 1e9, (figures["memory_bytes"] or 0) / 1e9, "{:.2f}"),
         )
         rows = [(name, f.format(p), f.format(m), f"{100 * (p / m - 1):+.1f} %" if m else "—") for name, p, m, f in pairs]
-        rates = f"{step['hardware']}, {step['rates']}"
+        rates = f"{step['hardware']}, {re.sub(r'T[0-9]{2}:[0-9:+.]+', '', step['rates'])}"  # the day is enough
         parts += f"<p class='told'>The step by yupana flops predict ({html.escape(rates)}), beside the run's median.</p>"
         parts += table(("", "predicted", "measured", "prediction off by"), rows, (1, 2, 3))
     return f"<h2 id='predicted'>Predicted and measured</h2>{parts}" if parts else ""
