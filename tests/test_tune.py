@@ -165,7 +165,7 @@ def test_a_dataset_by_name_gives_what_its_file_gives(chat, tmp_path):
     rows = read_conversations(f"hf:{tmp_path}")
     assert [row.messages for row in rows] == [row.messages for row in read_conversations(str(chat))]
     assert rows[1].where == f"hf:{tmp_path}, row 2"
-    with pytest.raises(UserError, match="hub dataset hf:.*:nowhere could not be read"):
+    with pytest.raises(UserError, match=r"hub dataset hf:.*:nowhere could not be read"):
         read_conversations(f"hf:{tmp_path}:nowhere")
 
 
