@@ -79,15 +79,22 @@ def machine(device: str) -> Machine:
 
 
 def product_rates(bench: Bench) -> list[ProductRate]:
-    """Of every m, n, k on the grid, in the three layouts that a linear layer has forward and backward."""
+    """Of every m, n, k on the grid, in the three layouts that a linear layer has forward and backward.
+
+    Of a dtype that is not asked for only squares: enough to know which dtype is the faster.
+    """
     import torch
 
     sides, rates = bench.effort.sides, []
     grid = [(m, n, k) for m in sides for n in sides for k in sides if 2 * m * n * k <= bench.effort.most_flops]
-    for dtype in DTYPES:
+    squares = [sizes for sizes in grid if len(set(sizes)) == 1]
+    wanted = {dtype: grid if dtype in bench.dtypes else squares for dtype in DTYPES}
+    for dtype, sizes in wanted.items():
         room = [torch.randn(max(sides) ** 2).to(getattr(torch, dtype)) for _ in range(3)]
-        keys = [(layout, *sizes) for layout in LAYOUTS for sizes in grid]
-        seconds = bench.best(f"{dtype} matrix products", [bench.plain(product(room, *key)) for key in keys], 0.27)
+        keys = [(layout, *size) for layout in LAYOUTS for size in sizes]
+        calls = [bench.plain(product(room, *key)) for key in keys]
+        share = 0.54 * len(sizes) / sum(map(len, wanted.values()))
+        seconds = bench.best(f"{dtype} matrix products", calls, share)
         for (layout, m, n, k), (taken,) in zip(keys, seconds, strict=True):
             rates.append(ProductRate(dtype, layout, m, n, k, 2 * m * n * k / taken))
     return rates
