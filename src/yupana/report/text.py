@@ -31,7 +31,8 @@ def summary(record: RunRecord) -> dict[str, Any]:
         "device": record.env.get("device"),
         "steps": last.get("step", 0),
         "tokens": last.get("tokens", 0),
-        "flops": last.get("tokens", 0) * record.env.get("flops_per_token", {}).get("exact", 0),
+        # A tuned run does not say: its conversations differ in length, and its frozen weights have no gradients.
+        "flops": last.get("tokens", 0) * flops["exact"] if (flops := record.env.get("flops_per_token")) else None,
         "loss": last.get("loss"),
         "first_val_loss": evaluations[0]["val_loss"] if evaluations else None,
         "val_loss": evaluations[-1]["val_loss"] if evaluations else None,
