@@ -10,7 +10,7 @@ train: .venv/installed            ## train the demo: 7 million parameters on the
 test: .venv/installed             ## everything CI runs: style, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations 15
 
 fast: .venv/installed             ## the tests without the slow ones
 	$(BIN)/pytest -m "not slow"

