@@ -13,6 +13,7 @@ from yupana.train.limits import cluster
 
 CASES = (  # preset, seq_len, sequences a rank at most, numbers of H100
     ("llama3.2-1b", 4096, 8, (8, 64, 512)),
+    ("llama3.2-1b", 131072, 1, (8,)),
     ("llama3.1-8b", 8192, 2, (8, 16, 64, 128, 256, 512)),
 )
 

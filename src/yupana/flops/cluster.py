@@ -226,14 +226,19 @@ def candidates(
             f"no layout of {count} {card.name} holds this model and batch: take more cards, a smaller --micro_batch, "
             "shorter sequences or --precision bf16-lean"
         )
-    best = max(result["tokens_per_second"] for result in found)
+    best = max(worth(result) for result in found)
 
     def rank(result: dict[str, Any]) -> tuple[bool, int, int, int, float]:
-        slower = result["tokens_per_second"] < 0.99 * best
+        slower = worth(result) < 0.99 * best
         simple = (0, 0, 0) if slower else tuple(result["layout"][name] for name in ("tp", "cp", "replicate"))
-        return (slower, *simple, -result["tokens_per_second"])
+        return (slower, *simple, -worth(result))
 
     return sorted(found, key=rank)
+
+
+def worth(result: dict[str, Any]) -> float:
+    """Tokens a second, less 5 % where sequences are cut (cp): by so much it must win, since nobody has measured it."""
+    return result["tokens_per_second"] * (0.95 if result["layout"]["cp"] > 1 else 1.0)
 
 
 def layouts(shape: ModelShape, seq_len: int, count: int, node: int) -> list[Layout]:
