@@ -13,7 +13,7 @@ def llama3_of_its_authors() -> Any:
     return Tokenizer.get_instance()
 
 
-def same(texts: list[str], strings: int) -> dict[str, Any]:
+def same(texts: list[str], strings: int, seed: int) -> dict[str, Any]:
     """Ids of varied strings three ways: as preparing makes them, as Llama 3's authors do, and as the tokenizers library.
 
     A third are pieces of the texts cut anywhere, a third mixtures of scripts, spaces, digits, emoji and marks, a third
@@ -26,7 +26,7 @@ def same(texts: list[str], strings: int) -> dict[str, Any]:
 
     theirs, ours = llama3_of_its_authors(), tokenizers.load("llama3")
     text = "".join(texts)
-    generator, seen, different, tokens = random.Random(7), 0, {"authors": 0, "library": 0}, 0
+    generator, seen, different, tokens = random.Random(seed), 0, {"authors": 0, "library": 0}, 0
     with Encoder("llama3", ours, np.dtype("<u4")) as encoder:
         while seen < strings:
             batch = [varied(text, generator) for _ in range(min(20_000, strings - seen))]

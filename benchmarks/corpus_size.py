@@ -1,6 +1,7 @@
 """The corpus tools at size: a command of corpus.py.
 
-    kernel   explore and prepare the source of Linux, 1.3 GB in 78 000 files: seconds, and peak memory of all processes
+    kernel   prepare the source of Linux, 1.3 GB in 78 000 files, and explore 12 000 of them, or --sample: seconds, and
+             peak memory of all processes
     tiny     explore and prepare 100 000 files of 120 bytes
     line     explore and prepare one line of 200 MB: as a text file, as a JSON line, and without a place to cut it
     full     prepare into 8 MB of disk, then make room and go on: one sentence, then the same bytes
@@ -26,14 +27,17 @@ YUPANA = [sys.executable, "-m", "yupana", "corpus"]
 CASES = ("kernel", "tiny", "line", "full", "killed")
 
 
-def size(kernel: str, cases: list[str], scratch: Path) -> dict[str, Any]:
-    """What each case comes to; `kernel` is the folder of a source of a gigabyte, `scratch` has a few GB of room."""
+def size(kernel: str, cases: list[str], scratch: Path, sample: int) -> dict[str, Any]:
+    """What each case comes to; `kernel` is the folder of a source of a gigabyte, `scratch` has a few GB of room.
+
+    `sample` documents of the kernel are explored: the first ones, by name.
+    """
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         folder = Path(name)
         found: dict[str, Any] = {}
         for case in cases:
             found[case] = {
-                "kernel": lambda: both([kernel], folder),
+                "kernel": lambda: both([kernel], folder, sample),
                 "tiny": lambda: both([str(tiny(folder / "tiny"))], folder),
                 "line": lambda: {kind: both([str(path)], folder) for kind, path in lines(folder).items()},
                 "full": lambda: full(kernel, folder),
@@ -43,12 +47,14 @@ def size(kernel: str, cases: list[str], scratch: Path) -> dict[str, Any]:
         return found
 
 
-def both(sources: list[str], folder: Path) -> dict[str, Any]:
-    """Exploring and preparing, under Llama 3's tokenizer."""
-    explored = measured([*YUPANA, "explore", *sources, "--tokenizer", "llama3", "--json"])
+def both(sources: list[str], folder: Path, sample: int | None = None) -> dict[str, Any]:
+    """Preparing and exploring, under Llama 3's tokenizer."""
     prepared = measured([*YUPANA, "prepare", *sources, "--out", str(folder / "out"), "--tokenizer", "llama3", "--json"])
+    print(json.dumps(prepared), file=sys.stderr, flush=True)
     shutil.rmtree(folder / "out")
-    return {"explore": explored, "prepare": prepared}
+    some = ["--sample", str(sample)] if sample else []
+    explored = measured([*YUPANA, "explore", *sources, *some, "--tokenizer", "llama3", "--json"])
+    return {"prepare": prepared, "explore": explored}
 
 
 def measured(command: list[str]) -> dict[str, Any]:

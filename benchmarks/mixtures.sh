@@ -3,7 +3,7 @@
 #
 #     sh benchmarks/corpus_sources.sh sources && sh benchmarks/mixtures.sh sources runs
 #
-# One tokenizer for all five, a corpus each, then two runs of 0.2 M tokens that differ in data.corpus alone. Their
+# One tokenizer for all five, a corpus each, then two runs of 0.1 M tokens that differ in data.corpus alone. Their
 # reports (runs/prose-first/report.html, runs/code-first/report.html) show the loss of each source over the run.
 # A short demonstration of a report, not of how good the models are.
 set -eu
@@ -24,8 +24,8 @@ done
 train() {  # NAME PROSE PLAYS MANUALS DICTIONARY CODE
     resume=
     [ -f "$runs/$1/run.yaml" ] && resume=--resume
-    $yupana train 7m --run "$runs/$1" $resume --train.steps 200 --train.global_batch 4 --optim.warmup_steps 20 \
-        --log.every 10 --log.eval_every 50 --log.eval_tokens 20480 --checkpoint.every 50 --data.corpus \
+    $yupana train 7m --run "$runs/$1" $resume --train.steps 100 --train.global_batch 4 --optim.warmup_steps 10 \
+        --log.every 10 --log.eval_every 25 --log.eval_tokens 20480 --checkpoint.every 50 --data.corpus \
         "{$runs/corpora/prose: $2, $runs/corpora/plays: $3, $runs/corpora/manuals: $4, $runs/corpora/dictionary: $5, $runs/corpora/code: $6}"
 }
 train prose-first 60 15 10 10 5

@@ -273,3 +273,25 @@ def test_wrong_executors_are_one_sentence(modules, tmp_path, executor, message):
     with pytest.raises(UserError, match=message):
         prepare([str(modules)], tmp_path / "out", "bytes", filters=["gopher"], executor=executor)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_pass_can_be_sent_to_another_machine(tmp_path):
+    """What Slurm's and Ray's executors do with a pass: pickled here, unpickled and run there."""
+    import dill
+
+    from yupana.corpus import executors, near
+    from yupana.corpus.lines import step
+
+    def sent(name, steps, parts):
+        executors.run("local", dill.loads(dill.dumps(steps)), parts, 2, tmp_path / "marks" / name)
+
+    (tmp_path / "kept").mkdir()
+    text = " ".join(f"word{number}" for number in range(60))
+    lines = [json.dumps({"text": text + end, "id": end}) for end in ("", " more", " other")]
+    (tmp_path / "kept" / "0.jsonl").write_text("\n".join(lines) + "\n")
+    gone = clean._Removed(tmp_path / "removed", "near-duplicates")
+    with clean._quiet(tmp_path / "log"):
+        unique = near.deduplicate(tmp_path / "kept", tmp_path, 1, gone, sent)
+    assert sum(len(path.read_text().splitlines()) for path in unique.glob("*.jsonl")) == 1
+    assert dill.loads(dill.dumps(step(gone, tmp_path)))
+    assert dill.loads(dill.dumps(clean._rule("gopher", gone)))

@@ -22,7 +22,7 @@ from yupana.corpus.pieces import PIECE, pieces
 RUN = 10_000
 """Characters: a text that is all white space, or has none, over more than twice so many is none for tiktoken (Llama's
 own tokenizer cuts at 25 000 of them)."""
-GROUP, LIBRARY_GROUP = 128 << 10, 1 << 20
+GROUP, LIBRARY_GROUP = 512 << 10, 1 << 20
 """Characters that a thread tokenises at once; and of those that the library spreads over the cores itself, where a token
 takes about 100 bytes while it is made."""
 

@@ -22,7 +22,7 @@ THRESHOLD = 0.8
 """Jaccard similarity of the sets of runs of five words from which two documents are near-duplicates."""
 BANDS, ROWS = 28, 10
 """A pair of similarity s is proposed with probability 1 - (1 - s^10)^28: 0.958 at 0.8, 0.998 at 0.85."""
-_PAIR = struct.Struct("<4I")
+_PAIR = "<4I"
 """Of datatrove's files of pairs: file and document of the one, file and document of the other."""
 
 Run = Callable[[str, list[Any], int], None]
@@ -73,7 +73,7 @@ def _comparison(kept: Path, pairs: Path, alike: Path) -> Any:
             with open(alike / f"{rank:05d}_00.dups", "wb") as file:
                 for one, other in ((pair[:2], pair[2:]) for pair in found):
                     if jaccard(texts.runs(*one), texts.runs(*other)) >= THRESHOLD:
-                        file.write(_PAIR.pack(*one, *other))
+                        file.write(struct.pack(_PAIR, *one, *other))
 
     return Compare()
 
@@ -81,7 +81,7 @@ def _comparison(kept: Path, pairs: Path, alike: Path) -> Any:
 def proposed(pairs: Path) -> Iterator[tuple[int, ...]]:
     """The pairs of all bands; a pair comes once for each band that it agrees in."""
     for path in sorted(pairs.glob("*.dups")):
-        yield from _PAIR.iter_unpack(path.read_bytes())
+        yield from struct.iter_unpack(_PAIR, path.read_bytes())
 
 
 class Texts:

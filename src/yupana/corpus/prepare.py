@@ -135,7 +135,11 @@ def held_out_below(texts: Iterable[str], fraction: float) -> int:
 
 def text_hash(text: str) -> int:
     """64 bits that depend on the text alone, so that equal texts are never on both sides of the split."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    return _hash(text.encode())
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
 class _Job:
@@ -228,8 +232,9 @@ class _Job:
         texts = itertools.islice((text for _, text in stream), self.state["documents"], None)
         with Encoder(self.spec, self.tokenizer, stored) as encoder:
             for text, tokens in encoder.stream(texts):
-                split = "val" if text_hash(text) < self.state["boundary"] else "train"
-                writers[split].add(np.concatenate([ends[0], tokens, ends[1]]), len(text.encode()))
+                data = text.encode()
+                split = "val" if _hash(data) < self.state["boundary"] else "train"
+                writers[split].add(np.concatenate([ends[0], tokens, ends[1]]), len(data))
                 self.state["documents"] += 1
                 if time.monotonic() - noted >= SAVE_EVERY:
                     for name, writer in writers.items():

@@ -446,7 +446,6 @@ class _readable:
 def _is_unicode(text: str) -> bool:
     """Whether the text can be written as UTF-8: half of a surrogate pair, as JSON can spell it, cannot."""
     try:
-        text.encode()
+        return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
-    return True
