@@ -155,7 +155,8 @@ def test_runs_of_the_same_name_are_told_apart():
 # The command
 
 
-def test_report_compares_and_refuses_what_cannot_be(runs, tmp_path, capsys):
+def test_report_compares_and_refuses_what_cannot_be(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("yupana.report.page.write_pictures", lambda record: None)  # tests/test_cli.py looks at them
     one, other = (run.path for run in runs)
     assert main(["report", str(one), str(other), "--out", str(tmp_path / "both.html"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -23,7 +23,7 @@
   function short(v) { // for ticks
     const size = Math.abs(v);
     for (const [scale, letter] of PREFIXES) if (size >= scale) return `${Number((v / scale).toPrecision(6))} ${letter}`;
-    return size !== 0 && size < 1e-3 ? v.toExponential(0) : String(Number(v.toPrecision(6)));
+    return size !== 0 && size < 1e-4 ? v.toExponential(0) : String(Number(v.toPrecision(6)));
   }
 
   function time(seconds) {
