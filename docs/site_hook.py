@@ -7,11 +7,19 @@ holds no source.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.M | re.S)
 MATH = re.compile(r"\$\$(?P<block>.+?)\$\$|(?<![\w\\$])\$(?P<inline>[^$\s](?:[^$\n]*[^$\s])?|[^$\s])\$(?!\w)", re.S)
 OUTSIDE = re.compile(r"\[(?P<text>[^\]]+)\]\((?:\.\./)+(?P<path>[^)\s]+)\)")
+
+
+def on_config(config: Any) -> Any:
+    """Every page of results/ under "Measured", by its own title."""
+    pages = sorted(Path(config["docs_dir"], "results").glob("*.md"))
+    config["nav"] = [*config["nav"], {"Measured": [f"results/{page.name}" for page in pages]}]
+    return config
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

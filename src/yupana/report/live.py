@@ -19,9 +19,9 @@ def follow(runs: list[RunDirectory], write: Callable[[int | None], None], second
         while any(run.held for run in runs):
             now = [_stamp(run) for run in runs]
             if now != seen:
-                begun = time.perf_counter()
+                begun = time.process_time()
                 write(seconds)
-                seen, pause = now, max(1.0, 10 * (time.perf_counter() - begun))  # the processor belongs to the training
+                seen, pause = now, max(1.0, 10 * (time.process_time() - begun))  # the training needs the processor
             time.sleep(pause)
     finally:
         write(None)

@@ -23,7 +23,7 @@
   function short(v) { // for ticks
     const size = Math.abs(v);
     for (const [scale, letter] of PREFIXES) if (size >= scale) return `${Number((v / scale).toPrecision(6))} ${letter}`;
-    return size !== 0 && size < 1e-3 ? v.toExponential(0) : String(Number(v.toPrecision(6)));
+    return size !== 0 && size < 1e-4 ? v.toExponential(0) : String(Number(v.toPrecision(6)));
   }
 
   function time(seconds) {
@@ -166,7 +166,7 @@
     svg.replaceChildren();
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
 
-    const f = spec.factor, levels = log ? logTicks(bottom * f, top * f) : ticks(bottom * f, top * f, 4);
+    const f = spec.factor, levels = log ? logTicks(bottom * f, top * f) : ticks(bottom * f, top * f, 5);
     for (const level of levels) {
       const at = y(level / f);
       add(svg, "line", { x1: frame.left, x2: frame.right, y1: at, y2: at, class: "grid" });
@@ -249,15 +249,17 @@
         add(cross, "circle", { cx: x(xs[i]), cy: y(v), r: s.ramp === undefined ? 4 : 2.5, fill: paint(s), class: "dot" });
       }
     });
-    chart.where.textContent = inside ? told(spec.series) : "";
+    chart.where.textContent = inside ? told(spec) : "";
   }
 
-  function told(series) { // the place of the cross, on every axis that is known there
+  function told({ series, wide }) { // the place of the cross; where there is room, on every axis
     const track = data.tracks[series[0].track], i = nearest(track[state.x], state.at);
     if (i < 0) return "";
+    const step = `step ${track.step[i].toLocaleString("en")}`;
+    if (!wide) return step;
     const seconds = track.seconds[i] === null ? "" : ` · ${time(track.seconds[i])}`;
     const flops = state.x === "flops" && track.flops[i] !== null ? ` · ${short(track.flops[i])} FLOPs` : "";
-    return `step ${track.step[i].toLocaleString("en")} · ${short(track.tokens[i])} tokens${flops}${seconds}`;
+    return `${step} · ${track.tokens[i].toLocaleString("en")} tokens${flops}${seconds}`;
   }
 
   function lastOf(series) {

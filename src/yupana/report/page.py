@@ -63,6 +63,7 @@ def run_page(record: RunRecord, again: int | None = None) -> str:
         sections.state(record),
         sections.tiles(figures),
         CONTROLS,
+        _thinned(curves),
         _group("curves"),
         sections.predicted(record, figures, prediction.told if prediction else ""),
         sections.waterfall(record.path),
@@ -97,6 +98,7 @@ def comparison_page(records: list[RunRecord], again: int | None = None) -> str:
         f'<p class="told">{html.escape(" · ".join(names))}</p>',
         states,
         CONTROLS,
+        _thinned(curves),
         _group("curves"),
         "<h2>In figures</h2>",
         sections.table(("", *names), rows, range(1, len(names) + 1)),
@@ -141,6 +143,17 @@ def document(title: str, body: str, curves: dict[str, Any], again: int | None = 
 
 def _group(name: str) -> str:
     return f'<div class="charts" data-group="{name}"></div>'
+
+
+def _thinned(curves: dict[str, Any]) -> str:
+    """What to know of curves that are not drawn through every step."""
+    stride = max((s.get("stride", 1) for chart in curves["charts"] for s in chart["series"]), default=1)
+    if stride == 1:
+        return ""
+    return (
+        f'<p class="told">A long run: its curves pass through one in {stride} of the logged steps, and a shade spans the '
+        "lowest and highest between.</p>"
+    )
 
 
 def _headline(figures: dict[str, Any]) -> str:
