@@ -56,7 +56,8 @@ def test_a_wrong_backward_is_seen_in_the_exit_code(capsys, monkeypatch):
     assert "DIFFERS" in printed.out
 
 
-def test_the_whole_step(capsys, tmp_path):
+def test_the_whole_step(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")  # on a slow machine the times are long, and names are cut at 80
     picture = tmp_path / "step.png"
     code, printed = asked(capsys, "--json", "--batch", "3", "--seq_len", "512", "--save", str(picture))
     assert code == 0

@@ -109,7 +109,7 @@ def test_the_walk_runs_from_top_to_bottom(tmp_path):
     assert (tmp_path / "runs/walk/report.html").is_file()
     assert (tmp_path / "runs/tuned/adapter/adapter_model.safetensors").is_file()
     assert "It is" in shown[-1]  # the tuned model answers as it was taught
-    assert len(shown) == 8
+    assert len(shown) == 9
 
 
 def test_tabs_complete_commands_groups_and_settings(yupana):

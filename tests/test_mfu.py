@@ -141,13 +141,13 @@ def test_every_rung_keeps_the_loss_over_200_steps(tmp_path, corpus):
     assert ran[0]["loss"] < 4.5  # it has learnt: an untrained model is at ln 300 = 5.7
     for rung in ran:
         assert abs(rung["loss_difference"]) <= rung["tolerance"], rung
-    assert {rung["tolerance"] for rung in ran} == {0.001, 0.02}
+    assert {rung["tolerance"] for rung in ran} == {0.001, 0.03}
 
 
 def test_a_rung_that_loses_loss_or_time_is_let_go_of():
     settings = {"train.precision": "fp32"}
     assert tolerance(settings) == 0.001
-    assert tolerance(settings | {"fast.float8": "rowwise"}) == tolerance({"train.precision": "bf16"}) == 0.02
+    assert tolerance(settings | {"fast.float8": "rowwise"}) == tolerance({"train.precision": "bf16"}) == 0.03
     best = {"tokens_per_second": 100.0}
     rung = {"tokens_per_second": 150.0, "loss_difference": 0.0005, "tolerance": 0.001}
     assert fault(rung, None) == fault(rung, best) == ""

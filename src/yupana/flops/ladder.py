@@ -25,7 +25,7 @@ SLOWER = 0.98  # of the rate before: a lever below that is let go of; noise move
 # Nats a token, between the mean losses of the second halves of two rungs that saw the same batches: 200 steps of a small
 # model stay within it on every rung of a CPU (tests/test_mfu.py). In fp32 only the order of additions differs.
 TOLERANCE = {"fp32": 0.001}
-LOWER_TOLERANCE = 0.02  # bf16 with fp32 masters, TF32, float8
+LOWER_TOLERANCE = 0.03  # bf16 with fp32 masters, TF32, float8
 
 
 @dataclass(frozen=True)
