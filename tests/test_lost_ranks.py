@@ -79,7 +79,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.slow
 def test_killed_ranks_are_started_again_and_lose_nothing(tmp_path):
-    """SIGKILL to a random rank at a random moment of each life; docs/scale-out.md has it done 20 times."""
-    found = trial(tmp_path, kills=5, ranks=2, steps=30)
-    expected = {"kills": 5, "exit_code": 0, "same_bit_for_bit": True, "each_step_once": True, "orphans": 0}
+    """SIGKILL to a random rank at a random moment of each life, 20 times over one run."""
+    found = trial(tmp_path, kills=20, ranks=2, steps=100)
+    expected = {"kills": 20, "exit_code": 0, "same_bit_for_bit": True, "each_step_once": True, "orphans": 0}
     assert {name: found[name] for name in expected} == expected
