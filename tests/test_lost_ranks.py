@@ -80,6 +80,6 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.slow
 def test_killed_ranks_are_started_again_and_lose_nothing(tmp_path):
     """SIGKILL to a random rank at a random moment of each life, 20 times over one run."""
-    found = trial(tmp_path, kills=20, ranks=2, steps=100)
+    found = trial(tmp_path, kills=20, ranks=2, steps=200)
     expected = {"kills": 20, "exit_code": 0, "same_bit_for_bit": True, "each_step_once": True, "orphans": 0}
     assert {name: found[name] for name in expected} == expected
