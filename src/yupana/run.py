@@ -21,6 +21,8 @@ from typing import IO, Any
 from yupana.errors import UserError
 from yupana.files import disk_errors, write_atomically
 
+WATERFALL = "waterfall.json"
+"""Where a run directory keeps what `flops explain` said of it."""
 STEP_PREDICTION = "step_prediction.json"
 """Where a run directory keeps what `flops predict RUN` said of its step."""
 

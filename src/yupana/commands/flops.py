@@ -86,16 +86,14 @@ def explain(arguments: argparse.Namespace) -> int:
     from yupana.named import config_of
     from yupana.report.mfu_plots import draw_waterfall, save_png
     from yupana.report.mfu_text import waterfall_table
-    from yupana.train import host
+    from yupana.run import WATERFALL
 
-    config = config_of(arguments.run, arguments.overrides)
-    if config.fast.allocator == "keep":
-        host.keep_memory()
+    config = config_of(arguments.run, arguments.overrides)  # what is wrong with it is said before torch is there
     from yupana.train.profile import explained
 
     result = explained(config, arguments.steps)
     if Path(arguments.run).is_dir():
-        write_json(Path(arguments.run) / "waterfall.json", result)
+        write_json(Path(arguments.run) / WATERFALL, result)
     if arguments.save:
         save_png(draw_waterfall(result, f"Where the MFU of {Path(arguments.run).name} went"), arguments.save)
     print_result(arguments, result, waterfall_table(result))

@@ -67,13 +67,14 @@ def _explain(run: Any) -> None:
     """The waterfall of the run that has ended, as `yupana flops explain` keeps it."""
     from yupana.config import load
     from yupana.files import write_json
+    from yupana.run import WATERFALL
     from yupana.train.profile import explained
     from yupana.train.ranks import under_launcher
 
     if under_launcher():
         print("yupana: --explain profiles runs of one process, and this one had more: left out", file=sys.stderr)
         return
-    write_json(run.path / "waterfall.json", explained(load(file=run.config_file), steps=5))
+    write_json(run.path / WATERFALL, explained(load(file=run.config_file), steps=5))
 
 
 def _tell_repetition(config: Any, mixture: Any) -> None:
@@ -113,9 +114,11 @@ def _finish(run: Any, last: dict[str, Any], *, as_json: bool) -> None:
 def _show_waterfall(run: Any) -> None:
     """Where the lost MFU went, if the run says."""
     from yupana.report.mfu_text import waterfall_table
+    from yupana.run import WATERFALL
 
-    if (run.path / "waterfall.json").is_file():
-        show(waterfall_table(json.loads((run.path / "waterfall.json").read_text())))
+    file = run.path / WATERFALL
+    if file.is_file():
+        show(waterfall_table(json.loads(file.read_text())))
 
 
 def _help(arguments: argparse.Namespace) -> int:

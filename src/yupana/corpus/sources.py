@@ -326,27 +326,35 @@ def _hub(source: str, text_field: str, skipped: Skipped) -> Iterator[Document]:
     name, _, config = source.removeprefix("hf:").partition(":")
     if not name:
         raise UserError(f"'{source}' names no dataset: write hf:NAME or hf:NAME:CONFIG")
+    advice = "check the name and the network, or give a local file, a folder, or 'python'"
+    for row, example in enumerate(hub_rows(source, name, config or None, "train", advice), start=1):
+        text = example.get(text_field)
+        if isinstance(text, str):
+            yield f"{name}:{row}", text
+        elif row == 1:
+            raise UserError(_no_field(f"the dataset {source}", text_field, example))
+        else:
+            skipped.add("missing field", f"{source} row {row}")
+
+
+def hub_rows(source: str, name: str, config: str | None, split: str, advice: str) -> Iterator[dict[str, Any]]:
+    """The rows of a hub dataset, or of a folder that `datasets` reads, streamed.
+
+    Raises UserError, which names `source` as it was given and ends with `advice`, when a row cannot be had.
+    """
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise UserError(f"reading {source} needs the datasets package: pip install 'yupana[corpus]'") from error
     row = 0
     try:
-        for row, example in enumerate(load_dataset(name, config or None, split="train", streaming=True), start=1):
-            text = example.get(text_field)
-            if isinstance(text, str):
-                yield f"{name}:{row}", text
-            elif row == 1:
-                raise UserError(_no_field(f"the dataset {source}", text_field, example))
-            else:
-                skipped.add("missing field", f"{source} row {row}")
-    except UserError:
-        raise
+        for example in load_dataset(name, config, split=split, streaming=True):
+            row += 1
+            yield example
     except Exception as error:  # the hub's client has dozens of ways to fail; to the user they are one
         what = (" ".join(str(error).split()) or type(error).__name__)[:160]
         raise UserError(
-            f"the hub dataset {source} could not be read{f' beyond row {row}' if row else ''} ({what}): check the name "
-            "and the network, or give a local file, a folder, or 'python'"
+            f"the hub dataset {source} could not be read{f' beyond row {row}' if row else ''} ({what}): {advice}"
         ) from error
 
 

@@ -28,7 +28,7 @@ from yupana.flops.communication import (
 from yupana.flops.count import flops_per_token, mfu
 from yupana.flops.interconnect import LATENCY, REACHED, Interconnect, members
 from yupana.flops.layout import Layout, check_layout
-from yupana.flops.memory import USABLE, Setup, layer_bytes
+from yupana.flops.memory import USABLE, Setup, layer_bytes, most_that_fits
 from yupana.flops.predict import predict
 from yupana.model.shapes import ModelShape
 
@@ -190,15 +190,7 @@ def largest(setup: Setup, layout: Layout, capacity: float, times: int = 1) -> in
         needed = rank_memory(replace(setup, micro_batch=batch, global_batch=times * batch), layout)["total"]
         return needed <= USABLE * capacity
 
-    if not fits(1):
-        return 0
-    low = 1
-    while fits(2 * low):
-        low *= 2
-    step = low // 2
-    while step:
-        low, step = (low + step if fits(low + step) else low), step // 2
-    return low
+    return most_that_fits(fits)
 
 
 def candidates(

@@ -8,6 +8,7 @@ whichever is more. What a compiled block keeps for its backward pass is what tor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from yupana.errors import UserError
@@ -76,6 +77,11 @@ def largest_micro_batch(setup: Setup, capacity: float) -> int:
     def fits(batch: int) -> bool:
         return memory_bytes(replace(setup, micro_batch=batch, global_batch=batch))["total"] <= USABLE * capacity
 
+    return most_that_fits(fits)
+
+
+def most_that_fits(fits: Callable[[int], bool]) -> int:
+    """The largest number, 1 or more, that `fits` is true of, where it is of every smaller one; 0 if not even of 1."""
     if not fits(1):
         return 0
     high = 2

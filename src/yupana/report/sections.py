@@ -13,7 +13,7 @@ import yaml
 
 from yupana import config
 from yupana.report.read import RunRecord, total_steps
-from yupana.run import STEP_PREDICTION
+from yupana.run import STEP_PREDICTION, WATERFALL
 
 SHOWN = (  # label, key of the summary, form, factor
     ("Validation loss", "val_loss", "{:.4f} nats a token", 1),
@@ -93,7 +93,7 @@ def source_table(sources: dict[str, dict[str, Any]]) -> str:
 
 def waterfall(path: Path) -> str:
     """Where the MFU went, as `flops explain` left it in the run: a bar for each part; empty where it did not run."""
-    found = _read(path / "waterfall.json")
+    found = _read(path / WATERFALL)
     if not isinstance(found, dict):
         return ""
     level, rows = 1.0, f"{_bar('peak', 'whole', 0, 1)}<td class='number'></td><td class='number'>100.0 %</td><td></td>"

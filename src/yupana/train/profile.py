@@ -17,6 +17,7 @@ from yupana.errors import UserError
 from yupana.flops.explain import explain
 from yupana.flops.waterfall import Event
 from yupana.run import RunDirectory
+from yupana.train import host
 from yupana.train.begin import open_mixture
 from yupana.train.loop import forward_backward, read_batch
 from yupana.train.session import Session, prepare
@@ -47,6 +48,8 @@ def explained(config: Config, steps: int) -> dict[str, Any]:
     """
     if steps < 1:
         raise UserError(f"at least 1 step can be explained, got {steps}")
+    if config.fast.allocator == "keep":
+        host.keep_memory()
     seen = profile_steps(config, open_mixture(config), steps)
     return explain(
         seen.events, seen.products, seen.steps, seen.profiled_seconds, seen.plain_seconds,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yupana.corpus.sources import hub_rows
 from yupana.errors import UserError, did_you_mean
 
 ROLES = ("system", "user", "assistant")
@@ -85,20 +86,12 @@ def _rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _of_hub(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A hub dataset's rows (or those of a folder that `datasets` reads), streamed; fields without a value left out."""
-    from datasets import load_dataset
-
+    """A hub dataset's rows; fields without a value left out."""
     name, _, split = source.removeprefix("hf:").partition(":")
+    advice = "check the name (hf:NAME or hf:NAME:SPLIT) and the network, or give a .jsonl file"
     number = 0
-    try:
-        for number, row in enumerate(load_dataset(name, split=split or "train", streaming=True), start=1):
-            yield f"{source}, row {number}", {key: value for key, value in row.items() if value is not None}
-    except Exception as error:  # the hub's client has dozens of ways to fail; to the user they are one
-        what = (" ".join(str(error).split()) or type(error).__name__)[:160]
-        raise UserError(
-            f"the hub dataset {source} could not be read{f' beyond row {number}' if number else ''} ({what}): check the "
-            "name (hf:NAME or hf:NAME:SPLIT) and the network, or give a .jsonl file"
-        ) from error
+    for number, row in enumerate(hub_rows(source, name, None, split or "train", advice), start=1):
+        yield f"{source}, row {number}", {key: value for key, value in row.items() if value is not None}
     if not number:
         raise UserError(f"{source} holds no conversations")
 
