@@ -50,17 +50,18 @@ class Attention(nn.Module):
         """[batch, seq, d_model] → [batch, seq, d_model]; `mask` is True where a token may look, None is causal."""
         batch, seq, _ = x.shape
         q, k, v = self.project(x)
-        q = rotate(q.view(batch, seq, -1, self.head_dim), rope).transpose(1, 2)  # [batch, n_heads, seq, head_dim]
-        k = rotate(k.view(batch, seq, -1, self.head_dim), rope).transpose(1, 2)  # [batch, n_kv_heads, seq, head_dim]
-        v = v.view(batch, seq, -1, self.head_dim).transpose(1, 2)
+        q = rotate(q, rope).transpose(1, 2)  # [batch, n_heads, seq, head_dim]
+        k = rotate(k, rope).transpose(1, 2)  # [batch, n_kv_heads, seq, head_dim]
+        v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(k, v)
         out = self.attend(q, k, v, mask)  # [batch, n_heads, seq, head_dim]
         return self.wo(out.transpose(1, 2).reshape(batch, seq, -1))
 
     def project(self, x: Tensor) -> Sequence[Tensor]:
-        """[batch, seq, d_model] → queries [batch, seq, q_width], keys and values [batch, seq, kv_width]."""
-        return self.wqkv(x).split(self.widths, dim=-1)
+        """[batch, seq, d_model] → queries [batch, seq, n_heads, head_dim], keys and values with n_kv_heads."""
+        heads = self.wqkv(x).unflatten(-1, (-1, self.head_dim))  # split by heads: a row of all widths compiles to slow code
+        return heads.split([width // self.head_dim for width in self.widths], dim=2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -165,7 +166,7 @@ def initial(name: str, size: Sequence[int], seed: int) -> Tensor:
     return torch.empty(tuple(size)).normal_(0.0, INIT_STD, generator=generator)
 
 
-Rope = tuple[Tensor, Tensor]  # cos and sin, each [seq, 1, head_dim], fp32
+Rope = tuple[Tensor, Tensor]  # cos and sin, each [seq, 1, head_dim / 2], fp32
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Tensor:
@@ -186,17 +187,15 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
 def rope_table(shape: ModelShape, positions: Tensor) -> Rope:
     """Cosines and sines at `positions` [seq]; the first half of head_dim is paired with the second."""
     frequencies = rope_frequencies(shape.head_dim, shape.rope_theta, shape.rope_scaling).to(positions.device)
-    angles = positions.float()[:, None] * frequencies  # [seq, head_dim / 2]
-    angles = torch.cat([angles, angles], dim=-1)[:, None, :]
+    angles = positions.float()[:, None, None] * frequencies
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Rotate the pairs of x [batch, seq, heads, head_dim], in fp32."""
     cos, sin = rope
-    full = x.float()
-    first, second = full.chunk(2, dim=-1)
-    return (full * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 def consecutive(start: int, count: int, device: torch.device) -> Tensor:

@@ -105,17 +105,21 @@ def blocked_causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Non
     kv_heads = k.shape[1]
     # Queries that share a key head become rows of the same product: no copies of the keys.
     q = (q * (1 / math.sqrt(width))).reshape(batch, kv_heads, heads // kv_heads, seq, width)
+    # Blocks are split off and joined, not sliced: the gradient of overlapping slices compiles to slow code.
+    keys, values = k.split(BLOCK, dim=2), v.split(BLOCK, dim=2)
+    positions = torch.arange(seq, device=q.device)
     blocks = []
-    for start in range(0, seq, BLOCK):
-        end = min(start + BLOCK, seq)
-        rows = q[:, :, :, start:end].reshape(batch, kv_heads, -1, width)
-        scores = (rows @ k[:, :, :end].transpose(-1, -2)).float()
-        scores = scores.view(batch, kv_heads, -1, end - start, end)
-        if mask is None:
-            seen = torch.ones(end - start, end, dtype=torch.bool, device=q.device).tril(start)
-        else:
-            seen = mask[:, :, None, start:end, :end]
-        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).to(q.dtype)
-        out = weights.view(batch, kv_heads, -1, end) @ v[:, :, :end]
-        blocks.append(out.view(batch, heads, end - start, width))
+    for index, block in enumerate(q.split(BLOCK, dim=3)):
+        start, rows = index * BLOCK, block.shape[3]
+        end = start + rows
+        scores = block.reshape(batch, kv_heads, -1, width) @ torch.cat(keys[: index + 1], dim=2).transpose(-1, -2)
+        seen = positions[:end] <= positions[start:end, None] if mask is None else mask[:, :, None, start:end, :end]
+        bias = torch.where(seen, 0.0, -torch.inf)  # the compiler's code for masked_fill is slower
+        scores = scores.float().view(batch, kv_heads, -1, rows, end) + bias
+        # Softmax is divided by its sum after the product with v, where there is less to divide (2205.14135, §3.1). Its
+        # value does not depend on the largest score, so neither does its gradient.
+        weights = (scores - scores.detach().amax(-1, keepdim=True)).exp().to(q.dtype)
+        total = weights.float().sum(-1).view(batch, heads, rows, 1)
+        out = weights.view(batch, kv_heads, -1, end) @ torch.cat(values[: index + 1], dim=2)
+        blocks.append((out.view(batch, heads, rows, width) / total).to(q.dtype))
     return torch.cat(blocks, dim=2)

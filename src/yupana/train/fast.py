@@ -46,9 +46,12 @@ def separate_projections(model: Llama) -> None:
     def separate(linear: nn.Linear, widths: list[int], x: Tensor) -> list[Tensor]:
         return [F.linear(x, weight) for weight in linear.weight.split(widths)]
 
+    def separate_heads(attention: Attention, x: Tensor) -> list[Tensor]:
+        return [part.unflatten(-1, (-1, attention.head_dim)) for part in separate(attention.wqkv, attention.widths, x)]
+
     for module in model.modules():
         if isinstance(module, Attention):
-            module.project = functools.partial(separate, module.wqkv, module.widths)  # type: ignore[method-assign]
+            module.project = functools.partial(separate_heads, module)  # type: ignore[method-assign]
         elif isinstance(module, FeedForward):
             widths = [module.w_gate_up.out_features // 2] * 2
             module.project = functools.partial(separate, module.w_gate_up, widths)  # type: ignore[method-assign]

@@ -104,7 +104,7 @@ def probe(model: Llama, tokens: Tensor, document_ids: Tensor | None) -> list[Fig
 
 def queries_keys_values(attention: Attention, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
     """Turned queries, turned keys and values of `x` [1, seq, d_model], each [1, heads, seq, head_dim]."""
-    q, k, v = (part.view(*x.shape[:2], -1, attention.head_dim) for part in attention.project(x))
+    q, k, v = attention.project(x)
     return rotate(q, rope).transpose(1, 2), rotate(k, rope).transpose(1, 2), v.transpose(1, 2)
 
 

@@ -11,8 +11,12 @@ from yupana.config import Config
 from yupana.errors import UserError
 from yupana.flops import count
 
-# Of malloc.h. The thresholds above which glibc maps memory anew, and gives it back at the top of the heap.
+# Of malloc.h: the thresholds above which glibc maps memory anew, and gives it back at the top of the heap.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+NEVER = -1
+# Of sys/mman.h.
+MADV_HUGEPAGE = 14
+HUGE_PAGE = 2 << 20
 
 
 def keep_memory() -> bool:
@@ -23,16 +27,36 @@ def keep_memory() -> bool:
     grow instead of being cut into pieces that fit nothing. Returns whether glibc agreed. Call it before torch
     allocates anything large.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own: huge pages for large tensors
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if not sys.platform.startswith("linux"):
         return False
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        glibc = ctypes.CDLL(None)
+        wanted = ((M_MMAP_THRESHOLD, NEVER), (M_TRIM_THRESHOLD, NEVER), (M_TOP_PAD, 64 << 20))
+        kept = all([glibc.mallopt(option, value) == 1 for option, value in wanted])
     except (OSError, AttributeError):  # not glibc
         return False
-    wanted = ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, (1 << 31) - 1), (M_TOP_PAD, 64 << 20))
-    return all([mallopt(option, value) == 1 for option, value in wanted])
+    if kept:
+        use_huge_pages(glibc)
+    return kept
+
+
+def use_huge_pages(glibc: ctypes.CDLL) -> None:
+    """Ask for huge pages over half of the machine's memory, which the heap then grows into.
+
+    torch's own way (THP_MEM_ALLOC_ENABLE) aligns every large tensor to 2 MB; the gaps keep freed blocks from being used
+    again, and pages are faulted in anew all the time. glibc's own (a tunable) must be set before the process starts.
+    Nothing is touched here: memory is taken when it is used.
+    """
+    glibc.malloc.restype, glibc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    glibc.free.argtypes = [ctypes.c_void_p]
+    glibc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    block = glibc.malloc(size)
+    if block is not None:  # a limit on the address space may forbid it
+        first = -block % HUGE_PAGE
+        glibc.madvise(block + first, size - first, MADV_HUGEPAGE)
+        glibc.free(block)
 
 
 def make_deterministic(device: str) -> None:

@@ -118,7 +118,7 @@ def norm_operations(rows: int, sizes: Sizes) -> list[Operation]:
 
 def rope_inputs(rows: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Of rotate_heads."""
-    angles = torch.rand(rows, 1, HEAD_DIM)
+    angles = torch.rand(rows, 1, HEAD_DIM // 2)
     return random(rows, WIDTH, dtype), angles.cos(), angles.sin()
 
 

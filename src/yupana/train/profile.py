@@ -23,6 +23,9 @@ from yupana.train.loop import forward_backward, read_batch
 from yupana.train.session import Session, prepare
 
 WARM_UP = 3  # steps before anything is timed: compilation, the allocator, the caches
+# Bytes of memory that are touched and freed before the profiler starts. Its records take pieces of what freed tensors left,
+# so that large tensors go elsewhere, and paging in memory that was never used looked like a slow output head and loss.
+ROOM = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,9 @@ def profile_steps(config: Config, mixture: Mixture, steps: int) -> Profile:
         take_step(session, step)
     plain = timed(session, steps)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if session.device == "cuda" else [])
-    for _ in range(2):
-        # The first profile is thrown away: its records take pieces of the memory that freed tensors left, so that large
-        # tensors find no room and page in new memory, which looked like 8 % of a small model's step (in the loss).
-        with profile(activities=activities, record_shapes=True) as profiler:
-            profiled = timed(session, steps)
+    torch.ones(ROOM, dtype=torch.uint8)  # see ROOM
+    with profile(activities=activities, record_shapes=True) as profiler:
+        profiled = timed(session, steps)
     if session.device == "cuda":
         return Profile(on_gpu(profiler), launched(profiler), steps, profiled, plain, session)
     events = on_cpu(profiler)
