@@ -83,14 +83,13 @@ def product_rates(bench: Bench) -> list[ProductRate]:
 
     Of a dtype that is not asked for only squares: enough to know which dtype is the faster.
     """
-    import torch
 
     sides, rates = bench.effort.sides, []
     grid = [(m, n, k) for m in sides for n in sides for k in sides if 2 * m * n * k <= bench.effort.most_flops]
     squares = [sizes for sizes in grid if len(set(sizes)) == 1]
     wanted = {dtype: grid if dtype in bench.dtypes else squares for dtype in DTYPES}
     for dtype, sizes in wanted.items():
-        room = [torch.randn(max(sides) ** 2).to(getattr(torch, dtype)) for _ in range(3)]
+        room = [random(max(max(m * n, n * k, m * k) for m, n, k in sizes), dtype) for _ in range(3)]
         keys = [(layout, *size) for layout in LAYOUTS for size in sizes]
         calls = [bench.plain(product(room, *key)) for key in keys]
         share = 0.54 * len(sizes) / sum(map(len, wanted.values()))
@@ -98,6 +97,14 @@ def product_rates(bench: Bench) -> list[ProductRate]:
         for (layout, m, n, k), (taken,) in zip(keys, seconds, strict=True):
             rates.append(ProductRate(dtype, layout, m, n, k, 2 * m * n * k / taken))
     return rates
+
+
+def random(count: int, dtype: str) -> torch.Tensor:
+    """At least `count` random numbers, in a pattern that repeats: drawing each anew would take as long as the products."""
+    import torch
+
+    drawn = torch.randn(min(count, 1 << 20)).to(getattr(torch, dtype))
+    return drawn.repeat(-(-count // drawn.numel()))
 
 
 def product(room: list[torch.Tensor], layout: str, m: int, n: int, k: int) -> Callable[[], object]:
