@@ -3,6 +3,7 @@
 A command runs as it stands, but for CHANGES. What cannot run here stands in INSTEAD with the reason.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,18 @@ PROGRAMS = ("yupana", "python", "pytest", "sh", "make", "pip", "torchrun")
 
 # --- the tables -----------------------------------------------------------------------------------------------------
 
-SMALL = " ".join([*TINY, "--train.steps=3", "--train.micro_batch=4"])
+SMALL = " ".join([*TINY, "--train.steps=3", "--train.micro_batch=4", "--train.precision=fp32"])
 SMALL_PLAN = "--mfu 0.5 --vocab_size 300 --seq_len 32 --corpus corpora/books"
-SMALL_SWEEP = {"vocab_size": 300, "seq_len": 32, "budgets": "[2e9, 4e9]", "sizes": 3, "span": 1.5, "aspect": 16, "head_dim": 8}
+SMALL_SWEEP = {
+    "vocab_size": 300,
+    "seq_len": 32,
+    "budgets": "[2e9, 4e9]",
+    "sizes": 3,
+    "span": 1.5,
+    "aspect": 16,
+    "head_dim": 8,
+}
+SAYS_CORPUS = "data.corpus|mixture.yaml|run.yaml|--resume|--help"
 TUNED = "--train.steps=2 --train.global_batch=4 --data.seq_len=160 --train.device=cpu --train.precision=fp32"
 
 CHANGES = [  # (in commands that match this, this, becomes this): regular expressions, all that match, in this order
@@ -71,7 +81,7 @@ CHANGES = [  # (in commands that match this, this, becomes this): regular expres
     (r"^yupana tune(?!.*--(resume|help))", "$", f" {TUNED}"),
     (r"^yupana flops (explain|ladder)", "$", f" {SMALL} --steps 4"),
     (r"^yupana flops ladder", "$", " --rungs 1"),
-    (r"^yupana (train|flops explain|flops ladder)(?!.*(data.corpus|mixture|run.yaml|--resume|--help))", "$", " --data.corpus=corpora/books"),
+    (rf"^yupana (train|flops explain|flops ladder)(?!.*({SAYS_CORPUS}))", "$", " --data.corpus=corpora/books"),
 ]  # fmt: skip
 
 INSTEAD = {  # commands that match this: (why they do not run as they stand, what is done instead)
@@ -156,6 +166,7 @@ def is_command(text: str) -> bool:
     return program in PROGRAMS and bool(rest) and not (program == "yupana" and set(rest) <= names())
 
 
+@functools.cache
 def names() -> set[str]:
     """Of all commands and groups, and what stands between them where several are named."""
     groups = parser()._subparsers._group_actions[0].choices

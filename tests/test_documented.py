@@ -18,7 +18,6 @@ import runpy
 import shlex
 import shutil
 import sys
-import time
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -28,7 +27,9 @@ from documented import AROUND, CHANGES, FILES, INSTEAD, PAGES, ROOT, SMALL, chan
 pytestmark = pytest.mark.slow
 
 FOUND = {str(page.relative_to(ROOT)): examples(page) for page in PAGES} | {"--help": help_examples()}
-LIBRARIES = ["torch", "yupana.cli", "transformers", "trl", "peft", "lm_eval", "matplotlib.figure"]
+LIBRARIES = ["pytest", "torch.distributed.run", "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "peft",
+             "lm_eval.tasks", "matplotlib.figure", "yupana.cli", "yupana.corpus.explore", "yupana.anatomy.checks", "yupana.train.begin",
+             "yupana.train.profile", "yupana.report.page", "yupana.tune.begin", "yupana.tune.text_loss"]  # fmt: skip
 TRAINER = """
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
@@ -120,8 +121,12 @@ def desk(run, tmp_path_factory):
     """A folder with texts, corpora, runs, conversations and points, all small."""
     folder = tmp_path_factory.mktemp("desk")
     texts = list(topics.values())
-    for name, part in (("books/a", texts[:12]), ("books/b", texts[12:24]), ("mathematics/c", texts[24:30]),
-                       ("mathematics/d", texts[30:36])):
+    for name, part in (
+        ("books/a", texts[:12]),
+        ("books/b", texts[12:24]),
+        ("mathematics/c", texts[24:30]),
+        ("mathematics/d", texts[30:36]),
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / f"{name}.txt").write_text("\n\n".join(part))
     (folder / "web").mkdir()
@@ -178,7 +183,11 @@ def points(folder):
     for name in ("points", "chinchilla_epoch", "llama3_isoflop"):
         table(folder / f"{name}.csv", ("n_params", "flops", "loss"), rows)
     falling = [3e-4 * (0.55 + 0.45 * math.cos(math.pi * step / 240)) for step in range(240)]
-    for name, rates in (("constant_24000", [3e-4] * 240), ("cosine_24000", falling), ("wsdcon_9", [3e-4] * 120 + [9e-5] * 120)):
+    for name, rates in (
+        ("constant_24000", [3e-4] * 240),
+        ("cosine_24000", falling),
+        ("wsdcon_9", [3e-4] * 120 + [9e-5] * 120),
+    ):
         curve, area = [], 0.0
         for step, rate in enumerate(rates):
             area += rate
@@ -247,9 +256,7 @@ def do(way, text, run, folder):
         _, file, _, name, *_ = text.split()
         assert re.search(rf"^def test_\w*{name}", (ROOT / file).read_text(), re.M), text
     else:
-        begun = time.time()
         code, told = run(way, text, folder)
-        print(f"{time.time() - begun:6.1f} s  {text[:200]}")
         if way.startswith("refused: "):
             assert (code, told.count("\n")) == (2, 1), f"{text}\n{told}"
             assert way.removeprefix("refused: ") in told.lower(), f"{text}\n{told}"
