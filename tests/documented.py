@@ -94,7 +94,7 @@ INSTEAD = {  # commands that match this: (why they do not run as they stand, wha
     r"^python benchmarks/(?!scale_out_tables)": ("a measurement of minutes", "arguments"),
     r"^yupana flops (limits|predict runs/)": ("measures this machine for a minute", "fewer sizes"),
     r"^torchrun --max-restarts$": ("an option, not a command", "nothing"),
-    r"^yupana push .*--license": ("no login and no network", "refused: not logged in"),
+    r"^yupana push .*--license": ("no login and no network", "refused: hub"),
     r"^yupana pull ": ("no network", "refused: cannot be reached"),
     r"^yupana corpus explore hf:": ("no network", "refused: network"),
     r"--executor slurm": ("no cluster", "refused: slurm"),
