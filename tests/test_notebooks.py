@@ -15,6 +15,35 @@ def test_pair_is_in_step(name):
     assert [(c.cell_type, c.source) for c in script.cells] == [(c.cell_type, c.source) for c in notebook.cells]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_cell_installs_and_sees_to_the_order(name):
+    jupytext = pytest.importorskip("jupytext")
+    first = next(cell for cell in jupytext.read(NOTEBOOKS / f"{name}.py").cells if cell.cell_type == "code")
+    assert '"pip", "install"' in first.source
+    assert "in_order()" in first.source
+
+
+@pytest.mark.slow
+def test_a_cell_run_out_of_order_says_so():
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    cells = [
+        "from yupana import notebook\nnotebook.in_order()",
+        "print(run.path)",
+        "def show():\n    return console",
+        "show()",
+        "import json\njson.dumps(absent=nothing)",
+        "exec('missing', {})",  # not a name of this notebook
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    nbclient.NotebookClient(notebook, allow_errors=True, timeout=120).execute()
+    told = ["".join(o.get("evalue", "") for o in cell.outputs) for cell in notebook.cells]
+    for cell, name in ((1, "run"), (3, "console"), (4, "nothing")):
+        assert told[cell].startswith(f"'{name}' is not there yet: a cell above this one makes it. Run the notebook from its top")
+    assert told[0] == told[2] == ""
+    assert told[5] == "name 'missing' is not defined"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_notebook_runs_in_order(name, tmp_path):
