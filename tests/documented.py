@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conftest import TINY
 
-from yupana.cli import EXAMPLES, parser
+from yupana.cli import EXAMPLES, MORE_EXAMPLES, parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -149,8 +149,9 @@ def examples(page: Path) -> list[Example]:
 
 
 def help_examples() -> list[Example]:
-    """The commands at the end of `yupana --help`: three spaces or more part one from what it does."""
-    return [Example("sh", re.split(r"\s{3,}", line.strip())[0]) for line in EXAMPLES.splitlines()[1:]]
+    """The commands at the end of every `--help`: three spaces or more part one from what it does."""
+    lines = [*EXAMPLES.splitlines()[1:], *MORE_EXAMPLES.splitlines()[1:]]
+    return [Example("sh", re.split(r"\s{3,}", line.strip())[0]) for line in lines]
 
 
 def lines(block: str) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 from documented import PAGES, ROOT, blocks, changed, examples, help_examples
 
 import yupana as package
-from yupana.cli import parser
+from yupana.cli import _under, parser
 from yupana.config import settings
 from yupana.tune.config import Tuning
 
@@ -37,6 +37,11 @@ def test_a_documented_command_exists_with_its_options(words):
     for word in rest:
         if word.startswith("--"):
             assert word[2:].split("=")[0] in known, f"unknown setting {word}"
+
+
+def test_every_command_shows_an_example_of_itself():
+    lacking = [command.prog for command in _under(parser()) if "examples:" not in (command.epilog or "")]
+    assert lacking == ["yupana completion"]  # whose description is one
 
 
 def prose(page):
