@@ -6,8 +6,14 @@ llama1b and mfu, which take minutes and print seconds, run once; that their loss
 from pathlib import Path
 
 import pytest
+from conftest import TINY
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+TRAINING = f"""
+from yupana.run import RunDirectory
+from yupana.train.begin import begin
+begin(RunDirectory("run"), "7m", None, {[*TINY, "--train.steps=30", "--log.eval_every=10"]} + ["--data.corpus=CORPUS"])
+"""
 WITHOUT_CLOCK = ("corpora", "scaling_laws", "transformer_math")  # what they print is the same whenever they run
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 
@@ -46,6 +52,19 @@ def test_a_cell_run_out_of_order_says_so():
         assert told[cell].startswith(f"'{name}' is not there yet: a cell above this one makes it. Run the notebook from")
     assert told[0] == told[2] == ""
     assert told[5] == "name 'missing' is not defined"
+
+
+@pytest.mark.slow
+def test_training_shows_one_line_that_moves_on_in_a_notebook(corpus, tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(TRAINING.replace("CORPUS", str(corpus)))])
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [o.data["text/plain"] for o in notebook.cells[0].outputs if "data" in o]
+    moving = [text for text in shown if "━" in text or "…" in text]
+    assert len(moving) == 1
+    assert moving[0].startswith(f"{24 * '━'}  step     30/30  loss ")
+    assert len([text for text in shown if "validation loss" in text]) == 4  # these stay
 
 
 def run(name, folder):
