@@ -28,6 +28,7 @@ SMALL_SWEEP = {
     "span": 1.5,
     "aspect": 16,
     "head_dim": 8,
+    "device": "cpu\neval_tokens: 2048",
 }
 SAYS_CORPUS = "data.corpus|mixture.yaml|run.yaml|--resume|--help"
 TUNED = "--train.steps=2 --train.global_batch=4 --data.seq_len=160 --train.device=cpu --train.precision=fp32"
