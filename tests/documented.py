@@ -13,7 +13,7 @@ from conftest import TINY
 from yupana.cli import EXAMPLES, MORE_EXAMPLES, parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "README.md"]
 PROGRAMS = ("yupana", "python", "pytest", "sh", "make", "pip", "torchrun")
 
 # --- the tables -----------------------------------------------------------------------------------------------------
@@ -23,13 +23,14 @@ SMALL_PLAN = "--mfu 0.5 --vocab_size 300 --seq_len 32 --corpus corpora/books"
 SMALL_SWEEP = {
     "vocab_size": 300,
     "seq_len": 32,
-    "budgets": "[2e9, 4e9]",
-    "sizes": 3,
+    "budgets": "[2e9]",
+    "sizes": 2,
     "span": 1.5,
     "aspect": 16,
     "head_dim": 8,
     "device": "cpu\neval_tokens: 2048",
 }
+TORCHRUN = "--nnodes 1 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint localhost:0 --max-restarts 10"
 SAYS_CORPUS = "data.corpus|mixture.yaml|run.yaml|--resume|--help"
 TUNED = "--train.steps=2 --train.global_batch=4 --data.seq_len=160 --train.device=cpu --train.precision=fp32"
 
@@ -38,13 +39,13 @@ CHANGES = [  # (in commands that match this, this, becomes this): regular expres
     (r"^yupana train \[", r"\[PRESET.*", "7m --run runs/new --optim.lr 1e-3"),
     (r"^yupana train …", "…", "7m --run runs/new"),
     (r"--run DIR --resume", "DIR", "runs/demo"),
-    (r"^torchrun … ", "…(.*)…", r"--nproc-per-node 1\1 --run runs/demo"),
+    (r"^torchrun … ", "…(.*)… --resume", rf"{TORCHRUN}\1 --config run.yaml --run runs/8b --resume"),
     (r"prepare SOURCE… ", "SOURCE….*", "books/ --out corpora/new --tokenizer bytes"),
     (r"explore SOURCE…", "SOURCE…", "books/"),
     (r'--prompt "…"', "…", "def "),
     (r"import FOLDER ", "FOLDER --run DIR", "runs/demo/export --run runs/imported"),
     (r"anatomy \[OP\]", r"\[OP\]", "rmsnorm"),
-    (r"tune BASE ", "BASE", "runs/demo --run runs/tuned2"),
+    (r"tune BASE ", "BASE.*", "runs/demo --data.train chat.jsonl --run runs/tuned"),
     (r"eval RUN --text F…", "F….*", "books/a.txt --tasks my_task --include tasks/"),
     (r"eval RUN$", "RUN", "runs/demo --text books/a.txt"),
     (r"report RUN… ", "RUN….*", "runs/a runs/b --live"),
@@ -69,6 +70,7 @@ CHANGES = [  # (in commands that match this, this, becomes this): regular expres
     (r"^torchrun ", "node0:29400", "localhost:0"),
     (r"^torchrun ", "/shared/", ""),
     (r"prepare web/", "corpora/web", "corpora/clean"),
+    (r"fit sweeps/english", r"sweeps/english/runs/\*", "runs/swept/*"),
     (r"^# sweep.yaml", "corpora/english", "corpora/books"),
     # Sizes.
     (r"^torchrun .*--nnodes", r"--nnodes 2 --nproc-per-node 8", "--nnodes 1 --nproc-per-node 1"),

@@ -22,11 +22,13 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
-from documented import AROUND, CHANGES, FILES, INSTEAD, PAGES, ROOT, SMALL, changed, examples, help_examples
+import yaml
+from documented import AROUND, CHANGES, FILES, INSTEAD, PAGES, ROOT, SMALL, TUNED, changed, examples, help_examples
 
 pytestmark = pytest.mark.slow
 
 FOUND = {str(page.relative_to(ROOT)): examples(page) for page in PAGES} | {"--help": help_examples()}
+LISTS = ("README.md", "--help")  # of commands that other pages explain
 LIBRARIES = [
     "pytest", "torch.distributed.run", "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "peft", "lm_eval.tasks",
     "matplotlib.figure", "yupana.cli", "yupana.corpus.explore", "yupana.anatomy.checks", "yupana.train.begin",
@@ -120,6 +122,17 @@ def run(tmp_path_factory):
 # --- what the pages speak of ----------------------------------------------------------------------------------------
 
 
+MADE = [  # by these commands, which the pages need not run again
+    "yupana corpus prepare books/ --out corpora/books --tokenizer bpe:300",
+    *(f"yupana corpus prepare {of}/ --out corpora/{of} --tokenizer corpora/books" for of in ("web", "code", "mathematics")),
+    f"yupana train 7m --run runs/demo {SMALL} --data.corpus=corpora/books",
+    "yupana export runs/demo",
+    "yupana scaling fit points.csv --out fits/mine",
+    "yupana scaling predict besiroglu --config runs/demo/run.yaml --far --out prediction.json",
+    f"yupana tune runs/demo --data.train chat.jsonl --run runs/tuned {TUNED}",
+]
+
+
 @pytest.fixture(scope="module")
 def desk(run, tmp_path_factory):
     """A folder with texts, corpora, runs, conversations and points, all small."""
@@ -151,21 +164,28 @@ def desk(run, tmp_path_factory):
         name, _ = file_of(example)
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(changed(example.text, set()).replace("/data/", f"{folder}/"))
-    commands = ["yupana corpus prepare books/ --out corpora/books --tokenizer bpe:300"]
-    commands += [f"yupana corpus prepare {name}/ --out corpora/{name} --tokenizer corpora/books"
-                 for name in ("web", "code", "mathematics")]  # fmt: skip
-    commands += [
-        f"yupana train 7m --run runs/demo {SMALL} --data.corpus=corpora/books",
-        "yupana export runs/demo",
-        "yupana scaling predict besiroglu --config runs/demo/run.yaml --far --out prediction.json",
-    ]
-    for command in commands:
+    for command in MADE:
         code, told = run("sh", command, folder)
         assert code == 0, f"{command}\n{told}"
     shutil.copy(folder / "runs/demo/run.yaml", folder)
     for name in "abc":
         shutil.copytree(folder / "runs/demo", folder / "runs" / name)
+    for layers in (1, 2, 3):
+        for steps in (1_000, 4_000):
+            swept(folder, layers, steps)
     return folder
+
+
+def swept(folder, layers, steps):
+    """A finished run of a sweep, without the training."""
+    run = folder / f"runs/swept/{layers}-{steps}"
+    run.mkdir(parents=True)
+    settings = yaml.safe_load((folder / "run.yaml").read_text())
+    settings["model"]["n_layers"], settings["train"]["steps"] = layers, steps
+    (run / "run.yaml").write_text(yaml.safe_dump(settings))
+    tokens = steps * settings["train"]["global_batch"] * settings["data"]["seq_len"]
+    loss = 1.5 + 9 / (8_000 * layers) ** 0.3 + 20 / tokens**0.35
+    lines(run / "metrics.jsonl", [{"step": steps, "tokens": tokens, "val_loss": loss, "val_bpb": loss}])
 
 
 def file_of(example):
@@ -223,7 +243,8 @@ def test_the_tables_have_nothing_that_no_page_needs():
 
 @pytest.fixture(scope="module")
 def done():
-    return set()
+    """(way, command) of all that has run, with the place where it did."""
+    return {("sh", command): "desk" for command in MADE}
 
 
 @pytest.mark.parametrize("place", [place for place, found in FOUND.items() if found])
@@ -245,10 +266,11 @@ def test_the_page_does_what_it_says(place, run, desk, done, tmp_path):
     for kind, text in dict.fromkeys(commands):
         text = changed(text, set()) if kind == "sh" else text
         way = next((way for where, (_, way) in INSTEAD.items() if kind == "sh" and re.search(where, text)), kind)
-        if (way, text) in done and not re.search(r"--(out|run)\b", text):
-            continue  # another page has run it, and nothing that follows needs what it wrote
+        where, writes = done.get((way, text)), re.search(r"--(out|run)\b", text)
+        if where == "desk" or (where and (not writes or place in LISTS)):
+            continue  # it has run, and nothing that follows here needs what it wrote
         do(way, text, run, folder)
-        done.add((way, text))
+        done[way, text] = place
 
 
 def do(way, text, run, folder):
