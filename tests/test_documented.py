@@ -103,6 +103,8 @@ def script(words, only_arguments):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Run an example in a folder: (exit code, what it printed)."""
+    for library in ("trl", "lm_eval", "datatrove"):
+        pytest.importorskip(library)
     told = tmp_path_factory.mktemp("told") / "told"
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(LIBRARIES)
@@ -171,7 +173,7 @@ def desk(run, tmp_path_factory):
     for name in "abc":
         shutil.copytree(folder / "runs/demo", folder / "runs" / name)
     for layers in (1, 2, 3):
-        for steps in (1_000, 4_000):
+        for steps in (1_000, 2_000, 4_000):
             swept(folder, layers, steps)
     return folder
 
@@ -249,8 +251,6 @@ def done():
 
 @pytest.mark.parametrize("place", [place for place, found in FOUND.items() if found])
 def test_the_page_does_what_it_says(place, run, desk, done, tmp_path):
-    pytest.importorskip("trl")
-    pytest.importorskip("lm_eval")
     folder = tmp_path / "desk"
     shutil.copytree(desk, folder)
     commands = []
