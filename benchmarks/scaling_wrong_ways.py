@@ -10,8 +10,8 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,4 +79,6 @@ def objective(theta: Any, kept: points.Points, reduction: str) -> tuple[float, A
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of chinchilla_epoch.csv and porian_refinedweb.csv")
+    main(parser.parse_args().folder)

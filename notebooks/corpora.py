@@ -15,7 +15,19 @@
 # tokens, what packing costs, and how a mixture of them is shared out and repeated. Everything is explained in
 # [`docs/corpora.md`](../docs/corpora.md). Time: under a minute on two CPU cores.
 #
-# Install once, from a clone: `pip install -e '.[all]' -c constraints.txt`.
+# The first cell installs yupana where it is missing.
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("yupana") is None:  # once, from the clone that this notebook lies in
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "..[all]", "-c", "../constraints.txt"], check=True)
+
+from yupana import notebook
+
+notebook.in_order()  # a cell that is run before those above it says so
 
 # %%
 import importlib.metadata

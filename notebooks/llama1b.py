@@ -17,7 +17,19 @@
 # 7-million-parameter sibling with the very same cells. Time: about three minutes on two CPU cores; on a GPU not measured
 # yet. Losses and samples are the same whenever the notebook is run again on the same machine; seconds are not.
 #
-# Install once, from a clone: `pip install -e '.[all]' -c constraints.txt`.
+# The first cell installs yupana where it is missing.
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("yupana") is None:  # once, from the clone that this notebook lies in
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "..[all]", "-c", "../constraints.txt"], check=True)
+
+from yupana import notebook
+
+notebook.in_order()  # a cell that is run before those above it says so
 
 # %%
 from yupana.train import host

@@ -16,7 +16,19 @@
 # operations and its autograd. Then the same model learns from the hand-written gradients alone, and its loss curve is
 # laid on autograd's. Time: under a minute on two CPU cores.
 #
-# Install once, from a clone: `pip install -e '.[all]' -c constraints.txt`.
+# The first cell installs yupana where it is missing.
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("yupana") is None:  # once, from the clone that this notebook lies in
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "..[all]", "-c", "../constraints.txt"], check=True)
+
+from yupana import notebook
+
+notebook.in_order()  # a cell that is run before those above it says so
 
 # %%
 import re

@@ -8,34 +8,24 @@ import sys
 from pathlib import Path
 
 import pytest
+from documented import PAGES, ROOT, blocks, changed, examples, help_examples
 
 import yupana as package
-from yupana.cli import EXAMPLES, parser
+from yupana.cli import _under, parser
 from yupana.config import settings
 from yupana.tune.config import Tuning
 
-ROOT = Path(__file__).parents[1]
 LINKED = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")})
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def blocks(page, languages=("sh",)):
-    """The fenced blocks of a page, as (language, text)."""
-    return [m.groups() for m in re.finditer(r"^```(\w+)\n(.*?)^```", page.read_text(), re.M | re.S) if m[1] in languages]
 
 
 def commands():
-    """(where, words) of every yupana command in the pages' blocks and in --help."""
-    found = [("--help", line) for line in EXAMPLES.splitlines()[1:]]
-    for page in PAGES:
-        for _, text in blocks(page):
-            joined = text.replace("\\\n", " ")
-            found += [(page.name, line) for line in joined.splitlines()]
-    for where, line in found:
-        # In --help two spaces or more part a command from what it does.
-        words = shlex.split(re.split(r"\s{3,}", line.strip())[0], comments=True)
-        if words[:1] == ["yupana"] and "…" not in line and "..." not in line:
-            yield pytest.param(words[1:], id=f"{where}: {' '.join(words[1:])[:60]}")
+    """The words of every yupana command in the pages and in --help, with what tests/documented.py changes."""
+    found = [(page.name, example) for page in PAGES for example in examples(page)]
+    found += [("--help", example) for example in help_examples()]
+    for where, example in found:
+        words = shlex.split(changed(example.text, set())) if example.kind == "sh" else []
+        if words[:1] == ["yupana"]:
+            yield pytest.param(words[1:], id=f"{where}: {example.text[7:67]}")
 
 
 @pytest.mark.parametrize("words", list(commands()))
@@ -47,6 +37,11 @@ def test_a_documented_command_exists_with_its_options(words):
     for word in rest:
         if word.startswith("--"):
             assert word[2:].split("=")[0] in known, f"unknown setting {word}"
+
+
+def test_every_command_shows_an_example_of_itself():
+    lacking = [command.prog for command in _under(parser()) if "examples:" not in (command.epilog or "")]
+    assert lacking == ["yupana completion"]  # whose description is one
 
 
 def prose(page):
@@ -117,9 +112,7 @@ def test_tabs_complete_commands_groups_and_settings(yupana):
 
     def completed(*words):
         tried = f"{script}\nCOMP_WORDS=({' '.join(map(shlex.quote, words))})\nCOMP_CWORD={len(words) - 1}\n_yupana\n"
-        done = subprocess.run(
-            ["bash", "-c", tried + 'echo "${COMPREPLY[@]}"'], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(["bash", "-c", tried + 'echo "${COMPREPLY[@]}"'], capture_output=True, text=True, check=True)
         return done.stdout.split()
 
     assert completed("yupana", "tr") == ["train"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 
 from yupana import __version__
 from yupana.commands import anatomy, completion, corpus, doctor, evaluate, flops, hub, runs, scaling, train, tune
@@ -30,6 +31,21 @@ EXAMPLES = """examples:
   yupana push runs/demo ada/llama-7m --dry_run       every file and the card; without --dry_run: sent, private
   yupana doctor                                      what works on this machine
 """
+
+MORE_EXAMPLES = """
+  yupana corpus list llama1 slimpajama               sizes, mixture, licence, source
+  yupana corpus packing corpora/books --seq_len 2048   what fitting documents into sequences costs
+  yupana flops limits                                what this machine can do, in under a minute
+  yupana flops explain runs/demo --save waterfall.png   where the lost MFU went
+  yupana flops ladder 7m --save ladder.png --write best.yaml   from naive to best, one lever at a time
+  yupana scaling fit points.csv --out fits/mine      a law from finished runs, with its uncertainty
+  yupana scaling predict fits/mine --config runs/demo/run.yaml --out prediction.json
+  yupana scaling predict prediction.json --run runs/demo   beside the run, during and after it
+  yupana scaling sweep sweep.yaml --dry              every run of a grid, and what the rest costs
+  yupana import exported/ --run runs/imported        then: yupana train --run runs/imported --resume …
+  yupana pull ada/llama-7m --out pulled/
+"""
+"""Of commands that have none above; each stands in its command's own --help."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,4 +80,18 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for group in COMMANDS:
         group.register(commands)
+    for command in _under(parser):
+        lines = [line for line in (EXAMPLES + MORE_EXAMPLES).splitlines() if line.strip().startswith(f"{command.prog} ")]
+        if lines:
+            command.epilog = "\n".join(["examples:", *lines])
+            command.formatter_class = argparse.RawDescriptionHelpFormatter
     return parser
+
+
+def _under(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The commands of a parser, and theirs."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield command
+                yield from _under(command)

@@ -5,6 +5,7 @@
   const data = JSON.parse(document.getElementById("curves").textContent);
   const AXES = { tokens: "tokens", flops: "FLOPs", seconds: "time", step: "steps" };
   const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2", "1 2", "12 4", "5 2 1 2"];
+  const LEADER = 24; // pixels from the end of a curve to a name that stands elsewhere
   const SVG = "http://www.w3.org/2000/svg";
   const state = { x: "tokens", smooth: 3, log: false, zoom: null, at: null, paper: false, hidden: new Set() };
   const charts = [];
@@ -157,7 +158,7 @@
     const width = state.paper ? (spec.wide ? 720 : 350) : Math.max(240, chart.figure.clientWidth), height = spec.wide ? Math.min(392, 162 + width / 3) : 202;
     const [left, right] = range(), [bottom, top, most] = heights(chart, [left, right]);
     const named = spec.wide && width > 560 && shown(chart).length > 1 && shown(chart).length <= 8;
-    const room = named ? Math.min(170, 14 + 7 * Math.max(...shown(chart).map((s) => s.name.split(" (")[0].length))) : 12;
+    const room = named ? Math.min(200, LEADER + 8 + 8 * Math.max(...shown(chart).map((s) => s.name.split(" (")[0].length))) : 12;
     const frame = { left: 52, right: width - room, top: 8, bottom: height - 36 };
     const x = (v) => frame.left + ((v - left) / (right - left)) * (frame.right - frame.left);
     const log = logarithmic(chart), scale = log ? Math.log : (v) => v;
@@ -185,7 +186,7 @@
     const inside = add(svg, "g", { "clip-path": `url(#clip-${chart.number})` });
     for (const s of shown(chart)) drawSeries(inside, s, x, y, frame);
     if (named) label(svg, chart, y, frame);
-    if (spec.zero && most > top) add(svg, "text", { x: frame.left + 6, y: frame.top + 8, class: "tick" }, `↑ up to ${value(most * f)} at the start`);
+    if (spec.zero && most > top) add(svg, "text", { x: frame.right, y: frame.top + 8, class: "tick over", "text-anchor": "end" }, `↑ up to ${value(most * f)} at the start`);
     chart.cross = add(svg, "g", {});
     chart.selection = add(svg, "rect", { class: "selection", y: frame.top, height: frame.bottom - frame.top, width: 0 });
     svg.setAttribute("aria-label", described(chart));
@@ -205,21 +206,42 @@
     });
   }
 
-  function label(svg, chart, y, frame) { // names at the right ends, moved apart where they would overlap
+  function label(svg, chart, y, frame) { // names right of where curves end; a thin line leads to one that had to move
     const ends = shown(chart).map((s) => {
       const values = curve(s), xs = places(s);
       let last = -1;
       values.forEach((v, i) => { if (v !== null && xs[i] !== null && xs[i] <= chart.right) last = i; });
       if (last < 0) return null;
-      const name = s.name.split(" (")[0], end = Math.min(frame.right, chart.x(xs[last]));
-      return { s, name: name.length > 23 ? `${name.slice(0, 22)}…` : name, x: end + 6, at: Math.max(frame.top + 6, y(values[last])) };
-    }).filter((end) => end).sort((one, other) => one.at - other.at);
-    ends.forEach((end, i) => {
-      const near = ends.slice(0, i).filter((other) => Math.abs(other.x - end.x) < 150);
-      for (const other of near) if (end.at - other.at < 14) end.at = other.at + 14;
+      const name = s.name.split(" (")[0];
+      const at = Math.min(frame.bottom, Math.max(frame.top, y(values[last])));
+      return { s, name: name.length > 21 ? `${name.slice(0, 20)}…` : name, x: Math.min(frame.right, chart.x(xs[last])), at };
+    }).filter((end) => end).sort((one, other) => one.x - other.x);
+    while (ends.length) { // those that end at about the same place share a column, from top to bottom as the curves end
+      const near = ends.findIndex((end, i) => i > 0 && end.x - ends[i - 1].x > 60);
+      const column = ends.splice(0, near < 0 ? ends.length : near).sort((one, other) => one.at - other.at);
+      const places = spread(column.map((end) => end.at), 15, frame.top + 6, frame.bottom - 4);
+      const led = column.some((end, i) => Math.abs(end.at - places[i]) > 4);
+      const x = column.reduce((most, end) => Math.max(most, end.x), 0) + (led ? LEADER : 6);
+      const up = x < frame.right ? 6 : -4; // above a curve that ends among others
+      column.forEach((end, i) => {
+        if (led) add(svg, "path", { d: `M${end.x + 2} ${end.at}L${x - 4} ${places[i]}`, stroke: paint(end.s), class: "leader" });
+        add(svg, "text", { x, y: places[i] - up, class: "name", fill: paint(end.s) }, end.name);
+      });
+    }
+  }
+
+  function spread(wanted, gap, low, high) { // sorted places at least gap apart, as near to the wanted ones as can be
+    const pools = []; // of places that would overlap, each pool around the mean of what its members want
+    wanted.forEach((one, i) => {
+      pools.push({ sum: one - gap * i, count: 1 });
+      while (pools.length > 1 && pools.at(-2).sum / pools.at(-2).count > pools.at(-1).sum / pools.at(-1).count) {
+        const { sum, count } = pools.pop();
+        pools.at(-1).sum += sum;
+        pools.at(-1).count += count;
+      }
     });
-    const over = Math.max(0, ...ends.map((end) => end.at - frame.bottom));
-    for (const { s, name, x, at } of ends) add(svg, "text", { x, y: at + 4 - over, class: "name", fill: paint(s) }, name);
+    const most = Math.max(low, high - gap * (wanted.length - 1));
+    return pools.flatMap(({ sum, count }) => Array(count).fill(sum / count)).map((q, i) => Math.min(most, Math.max(low, q)) + gap * i);
   }
 
   function described(chart) {

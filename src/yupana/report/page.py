@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from yupana.files import write_atomically
-from yupana.report import sections
+from yupana.report import sections, side_by_side
 from yupana.report.curves import compared_curves, run_curves
 from yupana.report.foretold import foretold
 from yupana.report.pictures import write_pictures
@@ -82,11 +82,13 @@ def run_page(record: RunRecord, again: int | None = None) -> str:
 
 
 def comparison_page(records: list[RunRecord], again: int | None = None) -> str:
-    """The page of several runs: figures, curves, and what differs between their settings."""
-    names = distinct_names([record.path for record in records])
+    """The page of several runs: curves, figures, where the MFU went, evaluations, and the settings that differ."""
+    paths = [record.path for record in records]
+    names = distinct_names(paths)
     figures = [summary(record) for record in records]
     curves = compared_curves(records, names)
-    rows = [(label, *values) for label, values in run_rows(figures)]
+    joined = "nats\u2060/\u2060token"  # where Firefox breaks no line
+    rows = [(label, *(value.replace("nats/token", joined) for value in values)) for label, values in run_rows(figures)]
     settings = settings_of(records)
     states = "".join(
         told.replace('role="status">', f'role="status"><b>{html.escape(name)}</b> ', 1)
@@ -102,6 +104,8 @@ def comparison_page(records: list[RunRecord], again: int | None = None) -> str:
         _group("curves"),
         "<h2>In figures</h2>",
         sections.table(("", *names), rows, range(1, len(names) + 1)),
+        side_by_side.waterfalls(paths, names),
+        side_by_side.evaluations(paths, names),
         f"<h2>By source: validation loss</h2>{_group('sources')}" if by_source else "",
         "<h2>Settings that differ</h2>",
         sections.table(("setting", *names), settings, wrap=True) if settings else "<p>None: they are the same.</p>",

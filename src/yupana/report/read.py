@@ -63,6 +63,46 @@ def total_steps(config: dict[str, Any]) -> int | None:
     return train.get("steps")
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What `yupana eval` found of a run; the same evaluated again replaces what was found before."""
+
+    texts: dict[tuple[str, tuple[str, ...]], dict[str, Any]]
+    """By checkpoint and texts: of each text alone, and of several together."""
+    tasks: dict[tuple[str, str, str], tuple[Any, Any, Any]]
+    """By checkpoint, task and metric: value, standard error, documents."""
+
+    @staticmethod
+    def label(text: tuple[str, ...]) -> str:
+        """A text as a table names it."""
+        return Path(text[0]).name if len(text) == 1 else f"all {len(text)} together"
+
+
+def evaluated(path: Path) -> Evaluated:
+    """What the run's evaluations.json holds."""
+    kept = read_json(path / "evaluations.json")
+    texts: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
+    tasks: dict[tuple[str, str, str], tuple[Any, Any, Any]] = {}
+    for found in kept if isinstance(kept, list) else []:
+        which = str(found.get("checkpoint", ""))
+        domains = {(row["name"],): row for row in found.get("domains", [])}
+        whole = {tuple(name for (name,) in domains): found} if len(domains) > 1 else {}
+        texts |= {(which, text): row for text, row in (domains | whole).items()}
+        for task, figures in found.get("tasks", {}).items():
+            for metric, value in figures.items():
+                if metric != "samples" and not metric.endswith("_stderr"):
+                    tasks[which, task, metric] = (value, figures.get(f"{metric}_stderr"), figures.get("samples"))
+    return Evaluated(texts, tasks)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of the run, or None where it is not there or not whole."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def _settings(run: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
     """run.yaml and env.json. Raises UserError when one of them is damaged."""
     import yaml

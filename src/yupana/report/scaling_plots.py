@@ -161,9 +161,10 @@ def _draw_optimum(axis: Any, result: dict[str, Any], flops: Any) -> None:
     optimum = np.array([_optimum(values, c)[0] for c in flops])
     axis.plot(flops, optimum, color=OPTIMUM, linewidth=1.8)
     names = list(values)
-    if result.get("samples"):
-        refits = [[_optimum(dict(zip(names, row, strict=True)), c)[0] for c in flops] for row in result["samples"]]
-        low, high = np.nanquantile(refits, [0.1, 0.9], axis=0)
+    samples = [dict(zip(names, row, strict=True)) for row in result.get("samples") or []]
+    refits = [[_optimum(row, c)[0] for c in flops] for row in samples if np.isfinite(_optimum(row, flops[0])[0])]
+    if refits:
+        low, high = np.quantile(refits, [0.1, 0.9], axis=0)
         axis.fill_between(flops, low, high, color=OPTIMUM, alpha=0.25, linewidth=0)
     told = [
         f"approach {k}: a = {v['exponent_n']:.3f}" for k, v in result["diagnostics"]["approaches"].items() if v["exponent_n"]
@@ -175,6 +176,11 @@ def _draw_optimum(axis: Any, result: dict[str, Any], flops: Any) -> None:
             f"N ∝ C^{result['exponent_n']:.3f}", (flops[middle], optimum[middle]), xytext=(14, -18),
             textcoords="offset points", color=OPTIMUM, fontweight="bold",
         )  # fmt: skip
+    if not refits and not np.isfinite(optimum).any():  # nothing that a logarithmic axis could show
+        why = "no optimum: a term of the law\ndoes not fall"
+        axis.text(0.5, 0.5, why, transform=axis.transAxes, ha="center", color=QUIET)
+        axis.set(xscale="log", xlabel="FLOPs C", yticks=[])
+        return
     axis.set(xscale="log", yscale="log", xlabel="FLOPs C", ylabel="optimal parameters N")
     axis.set_title("Optimal size, with the 80 % interval of refits", loc="left", fontsize=10)
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from yupana import config
-from yupana.report.read import RunRecord, total_steps
+from yupana.report.read import RunRecord, evaluated, read_json, total_steps
 from yupana.run import STEP_PREDICTION, WATERFALL
 
 SHOWN = (  # label, key of the summary, form, factor
@@ -93,7 +93,7 @@ def source_table(sources: dict[str, dict[str, Any]]) -> str:
 
 def waterfall(path: Path) -> str:
     """Where the MFU went, as `flops explain` left it in the run: a bar for each part; empty where it did not run."""
-    found = _read(path / WATERFALL)
+    found = read_json(path / WATERFALL)
     if not isinstance(found, dict):
         return ""
     level, rows = 1.0, f"{_bar('peak', 'whole', 0, 1)}<td class='number'></td><td class='number'>100.0 %</td><td></td>"
@@ -121,7 +121,7 @@ def waterfall(path: Path) -> str:
 
 def predicted(record: RunRecord, figures: dict[str, Any], sentence: str) -> str:
     """Predicted beside measured: the loss (scaling predict) and the step (flops predict); empty where neither is there."""
-    step = _read(record.path / STEP_PREDICTION)
+    step = read_json(record.path / STEP_PREDICTION)
     parts = f"<p>{html.escape(sentence)}</p>" if sentence else ""
     if isinstance(step, dict) and figures["tokens_per_second"]:
         tokens = step["global_batch"] * step["seq_len"]
@@ -139,34 +139,27 @@ def predicted(record: RunRecord, figures: dict[str, Any], sentence: str) -> str:
 
 
 def evaluations(path: Path) -> str:
-    """What `yupana eval` found; the same texts or tasks evaluated again replace what was found before."""
-    kept = _read(path / "evaluations.json")
-    texts: dict[tuple[str, str], tuple[str, ...]] = {}
-    tasks: dict[tuple[str, str, str], tuple[str, ...]] = {}
-    for found in kept if isinstance(kept, list) else []:
-        which = str(found.get("checkpoint", ""))
-        domains = found.get("domains", [])
-        for row in [*domains, {**found, "name": "all together"}] if len(domains) > 1 else domains:
-            texts[which, row["name"]] = (
-                Path(row["name"]).name, which,
-                _number(row["nll_per_token"], ".4f"), _interval(row["nll_interval"]),
-                _number(row["bits_per_byte"], ".4f"), _interval(row["bits_per_byte_interval"]),
-                f"{row['tokens']:,}", f"{row['documents']:,}",
-            )  # fmt: skip
-        for task, figures in found.get("tasks", {}).items():
-            for metric, value in figures.items():
-                if metric != "samples" and not metric.endswith("_stderr"):
-                    error = figures.get(f"{metric}_stderr")
-                    documents = f"{figures['samples']:,}" if figures.get("samples") else "—"
-                    shown = (_number(value, ".4f"), _number(error, ".4f"))
-                    tasks[which, task, metric] = (task, metric, which, *shown, documents)
-    parts = ""
-    if texts:
+    """What `yupana eval` found, as tables."""
+    found, parts = evaluated(path), ""
+    if found.texts:
         losses = ("nats a token", "95 % interval", "bits a byte", "95 % interval")
-        parts += table(("text", "checkpoint", *losses, "tokens", "documents"), texts.values(), range(2, 8))
-    if tasks:
+        rows = [
+            (
+                found.label(text), which,
+                _number(of["nll_per_token"], ".4f"), _interval(of["nll_interval"]),
+                _number(of["bits_per_byte"], ".4f"), _interval(of["bits_per_byte_interval"]),
+                f"{of['tokens']:,}", f"{of['documents']:,}",
+            )
+            for (which, text), of in found.texts.items()
+        ]  # fmt: skip
+        parts += table(("text", "checkpoint", *losses, "tokens", "documents"), rows, range(2, 8))
+    if found.tasks:
         heads = ("task", "metric", "checkpoint", "value", "standard error", "documents")
-        parts += f"<h3>Tasks of lm-evaluation-harness</h3>{table(heads, tasks.values(), range(3, 6))}"
+        shown = [
+            (task, metric, which, _number(value, ".4f"), _number(error, ".4f"), f"{documents:,}" if documents else "—")
+            for (which, task, metric), (value, error, documents) in found.tasks.items()
+        ]
+        parts += f"<h3>Tasks of lm-evaluation-harness</h3>{table(heads, shown, range(3, 6))}"
     return f"<h2 id='evaluations'>Evaluations</h2>{parts}" if parts else ""
 
 
@@ -256,11 +249,3 @@ def _number(value: float | None, form: str) -> str:
 
 def _interval(pair: list[float] | None) -> str:
     return "—" if pair is None else f"{pair[0]:.4f} … {pair[1]:.4f}"
-
-
-def _read(path: Path) -> Any:
-    """A JSON file of the run, or None where it is not there or not whole."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None

@@ -1,4 +1,4 @@
-"""What the user sees while training: one live line on a terminal, plain lines elsewhere."""
+"""What the user sees while training: one live line on a terminal and in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from yupana.train.session import Session
 
 PLAIN_SECONDS = 10.0  # between lines where the screen is not a terminal
+CELL_SECONDS = 0.5  # between changes of the line in a notebook
 
 
 class Progress:
@@ -24,6 +25,7 @@ class Progress:
         self.live = Live(console=self.console, refresh_per_second=4, transient=True)
         self.began, self.first, self.printed = time.monotonic(), session.start, float("-inf")
         self.validation = ""
+        self.cell: Any = None  # the line in a notebook
 
     def __enter__(self) -> Progress:
         session, shape = self.session, self.session.config.model
@@ -44,6 +46,10 @@ class Progress:
             self.console.print("[dim]the first step compiles: about half a minute the first time[/]")
         if self.console.is_terminal:
             self.live.start()
+        elif self.console.is_jupyter:
+            from IPython.display import display
+
+            self.cell = display({"text/plain": "…"}, raw=True, display_id=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,8 +64,14 @@ class Progress:
         """Show a line of metrics."""
         if self.console.is_terminal:
             self.live.update(self._bar(metrics))
-        elif time.monotonic() - self.printed > PLAIN_SECONDS or metrics["step"] == self.total:
-            self.printed = time.monotonic()
+            return
+        between = CELL_SECONDS if self.cell else PLAIN_SECONDS
+        if time.monotonic() - self.printed <= between and metrics["step"] != self.total:
+            return
+        self.printed = time.monotonic()
+        if self.cell:
+            self.cell.update({"text/plain": f"{bar(metrics['step'] / self.total)}  {self._line(metrics)}"}, raw=True)
+        else:
             self.console.print(self._line(metrics), highlight=False, soft_wrap=True)
 
     def evaluated(self, metrics: dict[str, Any]) -> None:
@@ -80,11 +92,9 @@ class Progress:
         )
 
     def _bar(self, metrics: dict[str, Any]) -> Table:
-        done, width = metrics["step"] / self.total, 24
-        bar = "━" * round(done * width) + "[dim]" + "─" * (width - round(done * width)) + "[/]"
         row = Table.grid(padding=(0, 2))
         row.add_row(
-            f"[cyan]{bar}[/] {metrics['step']:,}/{self.total:,}",
+            f"[cyan]{bar(metrics['step'] / self.total)}[/] {metrics['step']:,}/{self.total:,}",
             f"loss [bold]{metrics['loss']:.4f}[/]",
             self.validation,
             f"{metrics['tokens_per_second']:,.0f} tok/s",
@@ -98,3 +108,9 @@ class Progress:
         pace = (time.monotonic() - self.began) / max(step - self.first, 1)
         seconds = round(pace * (self.total - step))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def bar(done: float, width: int = 24) -> str:
+    """A share as a line of characters."""
+    full = round(done * width)
+    return "━" * full + "─" * (width - full)
