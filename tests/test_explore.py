@@ -1,5 +1,6 @@
 """Looking into a corpus, against counts made by hand, plain Python sets, and planted copies."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import string
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 
 import numpy as np
@@ -531,6 +533,16 @@ def test_out_must_be_a_folder(yupana, text_folder, tmp_path):
     done = yupana("corpus", "explore", text_folder, "--out", tmp_path / "file")
     assert done.returncode == 2
     assert "is a file: --out names a folder" in done.stderr
+
+
+def test_no_room_for_temporary_files_is_one_sentence(text_folder, monkeypatch):
+    class Full(Duplicates):
+        def add(self, *_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys.modules[explore.__module__], "Duplicates", Full)
+    with pytest.raises(UserError, match=f"could not write to {tempfile.gettempdir()}: the disk is full"):
+        look(text_folder)
 
 
 PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
