@@ -259,6 +259,19 @@ def test_slurm_makes_the_same_corpus_and_a_lost_job_is_one_sentence(modules, tmp
     assert shards(tmp_path / "out") == shards(tmp_path / "here")
 
 
+@pytest.mark.slow
+def test_ray_makes_the_same_corpus(modules, tmp_path):
+    """On a Ray cluster of this machine alone: three passes, each in processes that Ray starts."""
+    ray = pytest.importorskip("ray", reason="needs ray, which no extra installs: pip install ray")
+    wanted = {"filters": ["gopher"], "near_duplicates": True, "tasks": 2}
+    try:
+        prepare([str(modules)], tmp_path / "out", "bytes", 0.1, executor="ray", **wanted)
+    finally:
+        ray.shutdown()
+    prepare([str(modules)], tmp_path / "here", "bytes", 0.1, **wanted)
+    assert shards(tmp_path / "out") == shards(tmp_path / "here")
+
+
 @pytest.mark.parametrize(
     ("executor", "message"),
     [
