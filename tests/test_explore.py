@@ -23,7 +23,7 @@ from yupana.corpus import words as w
 from yupana.corpus.duplicates import Duplicates, jaccard, shingle_set, signature
 from yupana.corpus.explore import explore
 from yupana.corpus.frequent import Distinct, Frequent
-from yupana.corpus.pieces import pieces
+from yupana.corpus.pieces import PIECE, pieces
 from yupana.corpus.prepare import prepare
 from yupana.corpus.statistics import sizes
 from yupana.errors import UserError
@@ -385,6 +385,16 @@ def test_tokens_are_those_of_the_tokenizer(text_folder):
 
 
 # The command
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "llama3"])
+def test_a_source_that_ends_where_the_counting_is_sent_out(tmp_path, tokenizer):
+    if tokenizer == "llama3":
+        pytest.importorskip("llama_models", reason="needs llama-models")
+    text = (PROSE * (PIECE // len(PROSE) + 1))[:PIECE]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    expected = len(tokenizers.load(tokenizer).encode(text, add_special_tokens=False).ids)
+    assert look(tmp_path / "a.jsonl", tokenizer_names=[tokenizer])["tokens"] == expected
 
 
 def test_the_same_answer_twice_in_other_processes(text_folder, tmp_path):

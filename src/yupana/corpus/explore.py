@@ -242,7 +242,7 @@ class _Tokens:
             self.tokens += len(ids)
             self.of_document[owner] += len(ids)
             self.used[ids] = True
-        self._coming = self._owners, self.encoder.ahead(self._waiting)
+        self._coming = self._owners, self.encoder.ahead(self._waiting) if self._waiting else None
         self._waiting, self._owners, self._size = [], [], 0
 
     def result(self, text_bytes: int, words: int) -> dict[str, Any]:
