@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -256,6 +257,29 @@ def test_slurm_makes_the_same_corpus_and_a_lost_job_is_one_sentence(modules, tmp
     for line in ("partition=p", "time=1:00:00", "mem-per-cpu=3G", "account=us", "array=0-1"):
         assert f"#SBATCH --{line}\n" in told, line
     prepare([str(modules)], tmp_path / "here", "bytes", 0.1, filters=["gopher"], tasks=2)
+    assert shards(tmp_path / "out") == shards(tmp_path / "here")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["slurm", "ray"])
+def test_a_real_cluster_makes_the_same_corpus(modules, tmp_path, monkeypatch, kind):
+    """Where Slurm answers; on a Ray cluster of this machine, where ray is installed."""
+    from yupana.corpus import executors
+
+    monkeypatch.setattr(executors, "POLL", 1.0)
+    where = kind
+    if kind == "ray":
+        pytest.importorskip("ray", reason="needs ray, which no extra installs: pip install ray")
+    else:
+        if not shutil.which("sbatch"):
+            pytest.skip("there is no Slurm here")
+        asked = subprocess.run(["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True, check=False)
+        if asked.returncode:
+            pytest.skip(f"Slurm does not answer: {asked.stderr.strip()}")
+        where = f"slurm:partition={asked.stdout.split()[0]},time=00:10:00"
+    wanted = {"filters": ["gopher"], "near_duplicates": True, "tasks": 2}
+    prepare([str(modules)], tmp_path / "out", "bytes", 0.1, executor=where, **wanted)
+    prepare([str(modules)], tmp_path / "here", "bytes", 0.1, **wanted)
     assert shards(tmp_path / "out") == shards(tmp_path / "here")
 
 

@@ -460,6 +460,8 @@ def test_a_folder_skips_what_it_cannot_read_and_counts_it(tmp_path):
         ("a.txt", b"fine\nthen\x00not", r"is binary, not text \(a zero byte at byte 9, line 2\)"),
         ("a.txt", "fine\ncafé".encode("latin-1"), r"is not UTF-8 \(byte 8, line 2\)"),
         ("a.txt", "café".encode()[:-1], "is not UTF-8"),
+        ("a.txt", "café\n".encode() + "café".encode("latin-1"), r"is not UTF-8 \(byte 9, line 2\)"),
+        ("a.txt", "café".encode("utf-16"), r"is binary, not text \(a zero byte at byte 3, line 1\)"),
         ("a.jsonl", b'{"body": "x", "id": 1}\n', "line 1 has no field 'text'.*it has body, id"),
         ("a.jsonl", b"[1, 2]\n", "line 1 is a list, not an object"),
         ("a.jsonl", b'{"text": 5}\n', "line 1 has no string in its field 'text'"),
@@ -508,6 +510,70 @@ def test_an_unreachable_hub_dataset_is_one_sentence(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or [{"text": "a"}, {"text": None}])
     assert read("hf:some/where:en") == (["a"], {"missing field": 1})
     assert asked == [(("some/where", "en"), {"split": "train", "streaming": True})]
+
+
+def test_a_hub_dataset_that_ends_early_or_needs_a_login_is_one_sentence(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def cut_off(*_, **__):
+        yield {"text": "first"}
+        yield {"text": "second"}
+        raise ConnectionResetError("peer closed the connection")
+
+    def gated(name, *_, **__):
+        raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}' is a gated dataset on the Hub.")
+
+    monkeypatch.setattr(datasets, "load_dataset", cut_off)
+    message = "hf:some/where could not be read beyond row 2 .peer closed the connection.: check the name and the network"
+    with pytest.raises(UserError, match=message):
+        prepare(["hf:some/where"], tmp_path / "out", "bytes")
+    monkeypatch.setattr(datasets, "load_dataset", gated)
+    with pytest.raises(UserError, match=r"is a gated dataset on the Hub\..: .*log in .hf auth login."):
+        prepare(["hf:some/where"], tmp_path / "out", "bytes")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_ends_early_gives_what_it_holds_and_is_counted(tmp_path):
+    texts = ["".join(random.Random(number).choices("abcdefgh \n", k=20_000)) + "x" for number in range(40)]
+    data = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(data)[:-40_000])
+    write_lines(tmp_path / "b.jsonl", ["last"])
+    found, skipped = read(tmp_path)
+    assert skipped == {"damaged file": 1}
+    assert found[-1] == "last"
+    assert found[:-1] == texts[: len(found) - 1]
+    assert 10 < len(found) < 40
+
+
+def test_what_is_no_file_is_counted_and_not_waited_for(tmp_path):
+    folder, beside = tmp_path / "in", tmp_path / "beside"
+    folder.mkdir()
+    beside.mkdir()
+    (beside / "b.txt").write_text("elsewhere")
+    (folder / "a.txt").write_text("here")
+    (folder / "gone.txt").symlink_to("nowhere.txt")
+    (folder / "file.txt").symlink_to(beside / "b.txt")
+    (folder / "linked").symlink_to(beside)
+    (folder / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe.txt")
+    assert read(folder) == (["here", "elsewhere"], {"linked folder, broken link, pipe or device": 4})
+    assert prepare([str(folder)], tmp_path / "out", "bytes")["skipped"] == read(folder)[1]
+    assert sources.total_bytes(folder) == len("here" + "elsewhere")
+
+
+def test_a_folder_that_may_not_be_read_is_said(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("here")
+    listed = os.scandir
+
+    def closed(folder):
+        if os.fspath(folder).endswith("closed"):
+            raise PermissionError(13, "Permission denied", os.fspath(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)  # to root nothing is closed
+    with pytest.raises(UserError, match="closed may not be read: change its permissions"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("package", ["pyarrow", "zstandard", "datasets"])

@@ -1,5 +1,6 @@
 """Looking into a corpus, against counts made by hand, plain Python sets, and planted copies."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import string
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 
 import numpy as np
@@ -21,7 +23,7 @@ from yupana.corpus import words as w
 from yupana.corpus.duplicates import Duplicates, jaccard, shingle_set, signature
 from yupana.corpus.explore import explore
 from yupana.corpus.frequent import Distinct, Frequent
-from yupana.corpus.pieces import pieces
+from yupana.corpus.pieces import PIECE, pieces
 from yupana.corpus.prepare import prepare
 from yupana.corpus.statistics import sizes
 from yupana.errors import UserError
@@ -385,6 +387,16 @@ def test_tokens_are_those_of_the_tokenizer(text_folder):
 # The command
 
 
+@pytest.mark.parametrize("tokenizer", ["bytes", "llama3"])
+def test_a_source_that_ends_where_the_counting_is_sent_out(tmp_path, tokenizer):
+    if tokenizer == "llama3":
+        pytest.importorskip("llama_models", reason="needs llama-models")
+    text = (PROSE * (PIECE // len(PROSE) + 1))[:PIECE]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    expected = len(tokenizers.load(tokenizer).encode(text, add_special_tokens=False).ids)
+    assert look(tmp_path / "a.jsonl", tokenizer_names=[tokenizer])["tokens"] == expected
+
+
 def test_the_same_answer_twice_in_other_processes(text_folder, tmp_path):
     answers = []
     for seed in ("1", "2"):
@@ -531,6 +543,16 @@ def test_out_must_be_a_folder(yupana, text_folder, tmp_path):
     done = yupana("corpus", "explore", text_folder, "--out", tmp_path / "file")
     assert done.returncode == 2
     assert "is a file: --out names a folder" in done.stderr
+
+
+def test_no_room_for_temporary_files_is_one_sentence(text_folder, monkeypatch):
+    class Full(Duplicates):
+        def add(self, *_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys.modules[explore.__module__], "Duplicates", Full)
+    with pytest.raises(UserError, match=f"could not write to {tempfile.gettempdir()}: the disk is full"):
+        look(text_folder)
 
 
 PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"

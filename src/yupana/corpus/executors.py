@@ -67,7 +67,8 @@ def run(executor: str, steps: list[Any], tasks: int, workers: int | None, marks:
         import ray
         from datatrove.executor.ray import RayPipelineExecutor
 
-        ray.init(ignore_reinit_error=True, log_to_driver=False)
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, logging_level="warning")
         made = RayPipelineExecutor(steps, tasks=tasks, workers=workers or -1, logging_dir=str(marks), **settings)
         made.run()
         if left := made.get_incomplete_ranks():

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import itertools
 import signal
+import tempfile
 import threading
 from array import array
 from collections import Counter
@@ -29,6 +30,7 @@ from yupana.corpus.pieces import PIECE, pieces
 from yupana.corpus.sources import Skipped, documents, total_bytes
 from yupana.corpus.statistics import Statistics, sizes
 from yupana.errors import UserError
+from yupana.files import disk_errors
 
 LOOKED_AT = 4 << 20
 HUB_SAMPLE = 10_000
@@ -70,7 +72,7 @@ def explore(
     held_out = EvaluationText(evaluation, text_field) if evaluation else None
     made = {name: tokenizers.load(name, _training_texts(names, text_field)) for name in tokenizer_names}
     found: list[dict[str, Any]] = []
-    with contextlib.ExitStack() as threads:
+    with disk_errors(f"to {tempfile.gettempdir()}"), contextlib.ExitStack() as threads:
         encoders = {name: threads.enter_context(Encoder(name, made[name], np.dtype("<u4"))) for name in made}
         for number, name in enumerate(names):
 
@@ -240,7 +242,7 @@ class _Tokens:
             self.tokens += len(ids)
             self.of_document[owner] += len(ids)
             self.used[ids] = True
-        self._coming = self._owners, self.encoder.ahead(self._waiting)
+        self._coming = self._owners, self.encoder.ahead(self._waiting) if self._waiting else None
         self._waiting, self._owners, self._size = [], [], 0
 
     def result(self, text_bytes: int, words: int) -> dict[str, Any]:

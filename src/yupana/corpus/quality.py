@@ -154,16 +154,20 @@ def _repeated_ngrams(words: list[str], word_hashes: np.ndarray) -> dict[str, flo
     lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
     total = max(1, int(lengths.sum()))
     found = {}
+    starts, grams = np.arange(len(words)), w.ngrams(word_hashes, 1)
     for n in range(2, 11):
-        grams = w.ngrams(word_hashes, n)
+        fits = starts <= len(words) - n
+        starts = starts[fits]
+        grams = w.longer(grams[fits], word_hashes[starts + n - 1])
         _, first, inverse, counts = np.unique(grams, return_index=True, return_inverse=True, return_counts=True)
-        repeated = counts > 1
+        again = repeated = counts > 1
         if n <= 4 and repeated.any():  # of the most frequent ones, the one that comes first
             most = np.flatnonzero(counts == counts.max())
             repeated = np.arange(len(counts)) == most[np.argmin(first[most])]
-        starts = np.flatnonzero(repeated[inverse])
+        begins = starts[repeated[inverse]]
         covered = np.zeros(len(words), dtype=bool)
         for place in range(n):
-            covered[starts + place] = True
+            covered[begins + place] = True
         found[f"top_{n}gram" if n <= 4 else f"repeated_{n}grams"] = int(lengths[covered].sum()) / total
+        starts, grams = starts[again[inverse]], grams[again[inverse]]  # only these can be repeated with a word more
     return found

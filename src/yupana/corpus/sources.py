@@ -119,6 +119,9 @@ def fingerprint(source: str | Path) -> str:
         digest.update(source.encode())
         return digest.hexdigest()
     for name, path in _files(source):
+        if not path.is_file():
+            digest.update(f"{name}\0".encode(errors="surrogateescape"))
+            continue
         size = path.stat().st_size
         digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
         with _readable(path), open(path, "rb") as file:
@@ -137,7 +140,7 @@ def total_bytes(source: str | Path) -> int | None:
         return None
     paths = [path for _, path in _files(str(source))]
     packed = any(path.suffix.lower() in {*COMPRESSED, ".parquet"} for path in paths)
-    return None if packed else sum(path.stat().st_size for path in paths)
+    return None if packed else sum(path.stat().st_size for path in paths if path.is_file())
 
 
 class _Bad(Exception):
@@ -198,11 +201,19 @@ def _library() -> list[tuple[str, Path]]:
 
 
 def _walk(root: Path, left_out: Any) -> Iterator[tuple[str, Path]]:
-    """(path inside `root`, path) of every file; a hundred thousand of them take a second."""
-    for folder, inner, files in os.walk(root):
+    """(path inside `root`, path) of every file; a hundred thousand of them take a second.
+
+    A link to a folder is not followed, but is among them: it is then skipped and counted, as every other file that is none.
+    """
+    for folder, inner, files in os.walk(root, onerror=_unreadable_folder):
         inner[:] = [name for name in inner if not left_out(name)]
+        files += [name for name in inner if os.path.islink(os.path.join(folder, name))]
         inside = Path(folder).relative_to(root).as_posix()
         yield from ((name if inside == "." else f"{inside}/{name}", Path(folder, name)) for name in files)
+
+
+def _unreadable_folder(error: OSError) -> None:
+    raise UserError(f"the folder {error.filename} may not be read: change its permissions") from error
 
 
 def _module(path: Path) -> str:
@@ -218,6 +229,8 @@ def _module(path: Path) -> str:
 
 def _file(path: Path, name: str, text_field: str, skipped: Skipped, alone: bool) -> Iterator[Document]:
     suffix = path.with_suffix("").suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
+    if not path.is_file():
+        raise _Bad("linked folder, broken link, pipe or device", f"{path} is no file: name one")
     if path.stat().st_size == 0:
         raise _Bad("empty file", f"{path} is empty: name a file with text")
     with _readable(path):
@@ -326,7 +339,10 @@ def _hub(source: str, text_field: str, skipped: Skipped) -> Iterator[Document]:
     name, _, config = source.removeprefix("hf:").partition(":")
     if not name:
         raise UserError(f"'{source}' names no dataset: write hf:NAME or hf:NAME:CONFIG")
-    advice = "check the name and the network, or give a local file, a folder, or 'python'"
+    advice = (
+        "check the name and the network, log in (hf auth login) if it asks for that, or give a local file, a folder, or "
+        "'python'"
+    )
     for row, example in enumerate(hub_rows(source, name, config or None, "train", advice), start=1):
         text = example.get(text_field)
         if isinstance(text, str):

@@ -45,8 +45,13 @@ def ngrams(word_hashes: np.ndarray, n: int) -> np.ndarray:
         return np.zeros(0, dtype=np.uint64)
     combined = np.zeros(count, dtype=np.uint64)
     for place in range(n):
-        combined = mix(combined * np.uint64(0x9E3779B97F4A7C15) + word_hashes[place : place + count])
+        combined = longer(combined, word_hashes[place : place + count])
     return combined
+
+
+def longer(runs: np.ndarray, word_hashes: np.ndarray) -> np.ndarray:
+    """The numbers of runs with one more word each, uint64 [runs]."""
+    return mix(runs * np.uint64(0x9E3779B97F4A7C15) + word_hashes)
 
 
 def mix(x: np.ndarray) -> np.ndarray:
