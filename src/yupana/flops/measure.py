@@ -83,7 +83,6 @@ def product_rates(bench: Bench) -> list[ProductRate]:
 
     Of a dtype that is not asked for only squares: enough to know which dtype is the faster.
     """
-
     sides, rates = bench.effort.sides, []
     grid = [(m, n, k) for m in sides for n in sides for k in sides if 2 * m * n * k <= bench.effort.most_flops]
     squares = [sizes for sizes in grid if len(set(sizes)) == 1]
