@@ -48,7 +48,7 @@ def main() -> None:
     c.add_argument("kernel", help="the folder of the gigabyte source")
     c.add_argument("--cases", default=",".join(CASES))
     c.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()), help="where there are a few GB of room")
-    c.add_argument("--sample", type=int, default=12_000, help="documents of it that are explored (12 000)")
+    c.add_argument("--sample", type=int, help="documents of it that are explored (all)")
     c.set_defaults(run=lambda a: size(a.kernel, a.cases.split(","), a.scratch, a.sample))
     c = commands.add_parser("reader")
     c.add_argument("corpus")

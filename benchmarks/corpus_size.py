@@ -1,7 +1,7 @@
 """The corpus tools at size: a command of corpus.py.
 
-    kernel   prepare the source of Linux, 1.3 GB in 78 000 files, and explore 12 000 of them, or --sample: seconds, and
-             peak memory of all processes
+    kernel   prepare and explore the source of Linux, 1.3 GB in 78 000 files (explore the first --sample documents):
+             seconds, and peak memory of all processes
     tiny     explore and prepare 100 000 files of 120 bytes
     line     explore and prepare one line of 200 MB: as a text file, as a JSON line, and without a place to cut it
     full     prepare into 8 MB of disk, then make room and go on: one sentence, then the same bytes
@@ -28,10 +28,10 @@ YUPANA = [sys.executable, "-m", "yupana", "corpus"]
 CASES = ("kernel", "tiny", "line", "full", "killed")
 
 
-def size(kernel: str, cases: list[str], scratch: Path, sample: int) -> dict[str, Any]:
+def size(kernel: str, cases: list[str], scratch: Path, sample: int | None) -> dict[str, Any]:
     """What each case comes to; `kernel` is the folder of a source of a gigabyte, `scratch` has a few GB of room.
 
-    `sample` documents of the kernel are explored: the first ones, by name.
+    `sample` documents of the kernel are explored, the first ones by name; all unless given.
     """
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         folder = Path(name)

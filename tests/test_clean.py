@@ -242,9 +242,11 @@ def test_slurm_makes_the_same_corpus_and_a_lost_job_is_one_sentence(modules, tmp
         (commands / name).write_text(script)
         (commands / name).chmod(0o755)
     monkeypatch.setattr(executors, "POLL", 0.0)
+    searched = os.environ["PATH"]
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no sbatch here"):
         prepare([str(modules)], tmp_path / "no", "bytes", filters=["gopher"], executor="slurm:partition=p,time=1:00:00")
-    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{commands}:{searched}")
     where = "slurm:partition=p,time=1:00:00,mem_per_cpu_gb=3,sbatch.account=us"
     (commands / "srun").write_text("#!/bin/sh\nexit 1\n")
     with pytest.raises(UserError, match=r"Slurm's job 7 ended with 2 of 2 tasks unfinished.*start the same command again"):

@@ -234,7 +234,7 @@ class _Job:
             for text, tokens in encoder.stream(texts):
                 data = text.encode()
                 split = "val" if _hash(data) < self.state["boundary"] else "train"
-                writers[split].add(np.concatenate([ends[0], tokens, ends[1]]), len(data))
+                writers[split].add([ends[0], tokens, ends[1]], len(data))
                 self.state["documents"] += 1
                 if time.monotonic() - noted >= SAVE_EVERY:
                     for name, writer in writers.items():
@@ -310,13 +310,16 @@ class _Writer:
     def all_tokens(self) -> int:
         return self.tokens + sum(shard["tokens"] for shard in self.finished)
 
-    def add(self, tokens: np.ndarray, text_bytes: int) -> None:
+    def add(self, parts: Sequence[np.ndarray], text_bytes: int) -> None:
+        """Write a document, without a copy: one may be of half a gigabyte."""
         if self.files is None:
             self._open("w+b")
         assert self.files is not None
-        self.files[0].write(tokens.tobytes())
+        for part in parts:
+            self.files[0].write(part.data)
         self.files[1].write(self.tokens.to_bytes(8, "little"))
-        self.documents, self.tokens, self.bytes = self.documents + 1, self.tokens + len(tokens), self.bytes + text_bytes
+        self.documents, self.bytes = self.documents + 1, self.bytes + text_bytes
+        self.tokens += sum(map(len, parts))
         if self.tokens >= self.shard_tokens:
             self._finish()
 
