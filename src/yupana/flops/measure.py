@@ -179,7 +179,7 @@ def memory_rates(bench: Bench) -> list[KernelRate]:
     for dtype in bench.dtypes:
         item = getattr(torch, dtype).itemsize
         for size in bench.effort.kernel_bytes:
-            a, b, out = torch.randn(3, size // item).to(getattr(torch, dtype))
+            a, b, out = (random(size // item, dtype)[: size // item] for _ in range(3))
             moved = {"copy": 2 * a.nbytes, "add": 3 * a.nbytes, "fill": a.nbytes}
             calls: list[Callable[[], object]] = [
                 lambda o=out, x=a: o.copy_(x),  # type: ignore[misc]

@@ -23,6 +23,7 @@ from yupana.train.loss import softmax_gradient
 WIDTH = 1024  # of the rows that are measured
 HEAD_DIM = 64
 VOCAB = 16384
+DRAWN = 256  # different rows
 
 
 def kernels(device: str, *, compiled: bool) -> Kernels:
@@ -31,6 +32,9 @@ def kernels(device: str, *, compiled: bool) -> Kernels:
     def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(function) if compiled else function
 
+    def free(inputs: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+        return functools.partial(free_rows, inputs) if compiled else inputs
+
     @functools.cache
     def attention_of(seq_len: int, dtype: str) -> Attend:
         blocked = device == "cpu" and attention.on_cpu(dtype == "bfloat16", compiled, seq_len) == "blocked"
@@ -38,10 +42,10 @@ def kernels(device: str, *, compiled: bool) -> Kernels:
         return torch.compile(chosen, dynamic=False) if compiled else chosen
 
     elementwise = [
-        Kernel("rmsnorm", fuse(residual_norm), norm_inputs, norm_operations),
-        Kernel("rope", fuse(rotate_heads), rope_inputs, lambda rows, sizes: [rope(1, rows, WIDTH, sizes)]),
-        Kernel("swiglu", fuse(gated), swiglu_inputs, lambda rows, sizes: [swiglu(1, rows, WIDTH, sizes)]),
-        Kernel("cross_entropy", fuse(softmax_gradient), loss_inputs,
+        Kernel("rmsnorm", fuse(residual_norm), free(norm_inputs), norm_operations),
+        Kernel("rope", fuse(rotate_heads), free(rope_inputs), lambda rows, sizes: [rope(1, rows, WIDTH, sizes)]),
+        Kernel("swiglu", fuse(gated), free(swiglu_inputs), lambda rows, sizes: [swiglu(1, rows, WIDTH, sizes)]),
+        Kernel("cross_entropy", fuse(softmax_gradient), free(loss_inputs),
                lambda rows, sizes: [cross_entropy(rows, VOCAB, sizes)], both_in_forward=True),
         # Outside the compiled blocks:
         Kernel("final_norm", normed, lambda rows, dtype: (random(rows, WIDTH, dtype), ones(WIDTH, dtype)),
@@ -93,12 +97,27 @@ def optimizer_step(precision: str, parameters: int, device: str) -> Callable[[],
     return step
 
 
+def free_rows(inputs: Callable[..., tuple[Tensor, ...]], rows: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The inputs, marked so that the compiler writes code for any number of rows at once, not for this one first."""
+    made = inputs(rows, dtype)
+    for tensor in made:
+        if tensor.dim() > 0 and tensor.shape[0] == rows:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return made
+
+
 # --- inputs: random, never zeros, since the power that numbers draw depends on their bits -------------------------
 
 
 def random(rows: int, width: int, dtype: torch.dtype) -> Tensor:
     """[rows, width] on the default device; its gradient is wanted."""
-    return torch.randn(rows, width).to(dtype).requires_grad_()
+    return repeated(rows, width, dtype).requires_grad_()
+
+
+def repeated(rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    """A few random rows over and over: drawing all of them would take longer than the kernels."""
+    drawn = torch.randn(min(rows, DRAWN), width).to(dtype)
+    return drawn.repeat(-(-rows // DRAWN), 1)[:rows]
 
 
 def ones(width: int, dtype: torch.dtype) -> Tensor:
@@ -129,7 +148,7 @@ def swiglu_inputs(rows: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 def loss_inputs(rows: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Of softmax_gradient."""
-    return torch.randn(rows, VOCAB).to(dtype), torch.randint(0, VOCAB, (rows,)), torch.tensor(1e-3)
+    return repeated(rows, VOCAB, dtype), torch.randint(0, VOCAB, (rows,)), torch.tensor(1e-3)
 
 
 def embedding_inputs(rows: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
