@@ -206,15 +206,17 @@ def _sizes_of_run(arguments: argparse.Namespace) -> bool:
     """Take the step of a run directory, where no other was given, and say whether it was. Raises UserError without one."""
     from yupana.errors import UserError
 
-    of_run = (Path(arguments.model) / "run.yaml").is_file() and arguments.seq_len is arguments.micro_batch is None
-    if of_run:
+    is_run = (Path(arguments.model) / "run.yaml").is_file()
+    of_run = is_run and arguments.seq_len is arguments.micro_batch is None
+    if is_run:
         from yupana.named import config_of
 
         run = config_of(arguments.model)
-        arguments.seq_len = run.data.seq_len
-        arguments.global_batch = arguments.global_batch or run.train.global_batch
-        arguments.micro_batch = run.train.micro_batch or run.train.global_batch
         arguments.precision = arguments.precision or run.train.precision
+        if of_run:
+            arguments.seq_len = run.data.seq_len
+            arguments.global_batch = arguments.global_batch or run.train.global_batch
+            arguments.micro_batch = run.train.micro_batch or run.train.global_batch
     for name in ("seq_len", "micro_batch"):
         if getattr(arguments, name) is None:
             raise UserError(f"--{name} is missing: give it, or a run directory and neither --seq_len nor --micro_batch")

@@ -141,7 +141,7 @@ class Walk:
         """One forward and backward pass; `first` of its step, when there is no gradient to add to."""
         setup, shape, s, tokens = self.setup, self.shape, self.sizes, self.setup.tokens
         x = tokens * shape.d_model * s.residual  # the residual stream once
-        rope = 2 * setup.seq_len * shape.head_dim * 4
+        rope = setup.seq_len * shape.head_dim * 4  # cosines and sines of half the dimensions, fp32
         layer = layer_bytes(setup)
         self.take("activations", rope)
         for _ in range(shape.n_layers):
@@ -227,25 +227,18 @@ def layer_bytes(setup: Setup) -> int:
 
 
 def attention_bytes(setup: Setup) -> int:
-    """What attention keeps: queries, keys, values, and the normalisers (flash) or the weights of each block."""
+    """What attention keeps: queries, keys, values and the normalisers (flash), or blocks of queries with what they see."""
     shape, s, tokens = setup.shape, setup.sizes, setup.tokens
-    qkv = shape.q_width + 2 * shape.kv_width
     if setup.attention_block is None:  # rotated q and k; v is a part of wqkv's output, which is kept whole
+        qkv = shape.q_width + 2 * shape.kv_width
         return tokens * ((shape.q_width + shape.kv_width + qkv) * s.activation + 4 * shape.n_heads)
     blocks = blocks_of(setup.seq_len, setup.attention_block)
+    kept = tokens * 2 * shape.q_width * s.activation  # queries, and the product before it is divided
+    kept += setup.micro_batch * 2 * shape.kv_width * sum(keys for _, keys in blocks) * s.activation  # each has its own copy
     scores = sum(rows * keys for rows, keys in blocks)
-    kept = tokens * shape.q_width * s.activation
-    if setup.micro_batch == 1:
-        kept += tokens * (shape.kv_width + qkv) * s.activation
-    else:  # each block has its own copy of the keys and values that it sees
-        kept += setup.micro_batch * 2 * shape.kv_width * sum(keys for _, keys in blocks) * s.activation
-    heads = setup.micro_batch * shape.n_heads
-    if s.activation == 4:
-        kept += heads * scores * 4
-    else:  # in bf16 for the product and in fp32 for the softmax; the first block keeps its scores instead, in bf16
-        rows, keys = blocks[0]
-        kept += heads * (scores * 6 - rows * keys * 2 + rows * 8)
-    return kept + scores  # the masks, a byte each
+    kept += setup.micro_batch * shape.n_heads * scores * 2 * s.activation  # and as many weights
+    kept += tokens * shape.n_heads * 8  # the largest score and the sum of a row, fp32
+    return kept + 4 * sum(rows * keys for rows, keys in blocks[1:])  # masks, fp32; the first is computed anew
 
 
 def blocks_of(seq_len: int, block: int) -> list[tuple[int, int]]:
