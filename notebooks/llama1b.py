@@ -11,7 +11,7 @@
 # %% [markdown]
 # # Train a Llama, and account for every FLOP
 #
-# From text to a model that answers, in order: look at the model, look at the data, train, read the curve, compare its
+# From text to a model that answers, in order: look at the data, look at the model, train, read the curve, compare its
 # end with what a law of the learning rate foretold, see where the lost MFU went, sample, export to `transformers`,
 # fine-tune. On a machine with a GPU this trains the real Llama 3.2-1B for 50 steps; on a CPU it trains its
 # 7-million-parameter sibling with the very same cells. Time: about three minutes on two CPU cores; on a GPU not measured
@@ -47,22 +47,6 @@ WORK = Path(tempfile.mkdtemp(prefix="yupana-"))
 print(f"{PRESET}, on {torch.cuda.get_device_name() if GPU else f'{torch.get_num_threads()} CPU threads'}")
 
 # %% [markdown]
-# ## The model
-#
-# Two presets side by side. A token costs 6 FLOPs a weight that takes part in a matrix product (2 forward, 4 backward),
-# and attention on top. In a small model the output head and attention weigh more than in a large one.
-
-# %%
-from rich.console import Console
-
-from yupana import config
-from yupana.report.text import flops_table
-
-console = Console(width=110)
-for name, seq_len in (("llama3.2-1b", 2048), ("7m", 256)):
-    console.print(flops_table(name, config.load(name).model, seq_len))
-
-# %% [markdown]
 # ## The data
 #
 # The Python installation's own library: ten megabytes of code and documentation that every machine has. A byte-level
@@ -70,6 +54,7 @@ for name, seq_len in (("llama3.2-1b", 2048), ("7m", 256)):
 # and held-out ones, and the tokens end up in flat files that training maps into memory.
 
 # %%
+from yupana import config
 from yupana.corpus.prepare import prepare
 
 tokenizer = config.load(PRESET).data.tokenizer
@@ -86,6 +71,21 @@ corpus = open_corpus(WORK / "corpus")
 words = Tokenizer.from_file(str(corpus.tokenizer_file))
 tokens = corpus.split("val").read(0, 120)
 print(" | ".join(words.decode([int(t)], skip_special_tokens=False) for t in tokens))
+
+# %% [markdown]
+# ## The model
+#
+# Two presets side by side. A token costs 6 FLOPs a weight that takes part in a matrix product (2 forward, 4 backward),
+# and attention on top. In a small model the output head and attention weigh more than in a large one.
+
+# %%
+from rich.console import Console
+
+from yupana.report.text import flops_table
+
+console = Console(width=110)
+for name, seq_len in (("llama3.2-1b", 2048), ("7m", 256)):
+    console.print(flops_table(name, config.load(name).model, seq_len))
 
 # %% [markdown]
 # ## Train
