@@ -70,23 +70,24 @@ for seq_len in (512, 2048, 8192, 32768):
 # ## The peak
 #
 # A known accelerator's peak is its data sheet's *dense* figure. Everything else is measured: the best matrix product
-# that this machine has been seen to do. Products do not all reach it. A narrow model's are small, and small products
-# spend their time on reading and on starting.
+# that this machine has been seen to do, in the dtype that it multiplies fastest: bf16 on a GPU and on some CPUs.
+# Products do not all reach it. A narrow model's are small, and small products spend their time on reading and on
+# starting.
 
 # %%
-from yupana.flops.hardware import peaks
+from yupana.flops.hardware import bf16_is_fast, peaks
 
 device = "cuda" if GPU else "cpu"
-peak = peaks(device, "bfloat16" if GPU else "float32")
-print(f"peak: {peak.best_known / 1e12:.3f} TFLOP/s, {peak.source}")
+fastest = torch.bfloat16 if bf16_is_fast(device) else torch.float32
+peak = peaks(device, str(fastest).removeprefix("torch."))
+print(f"peak: {peak.best_known / 1e12:.3f} TFLOP/s in {str(fastest).removeprefix("torch.")}, {peak.source}")
 
 
 def rate(width, rows=4096):
     """FLOP/s of [rows, width] × [width, width], the best of several."""
     import time
 
-    dtype = torch.bfloat16 if GPU else torch.float32
-    x, w = torch.randn(rows, width, device=device).to(dtype), torch.randn(width, width, device=device).to(dtype)
+    x, w = (torch.randn(height, width, device=device).to(fastest) for height in (rows, width))
     best = float("inf")
     for _ in range(12):
         if GPU:
@@ -131,9 +132,12 @@ for seq_len, micro_batch in ((2048, 1), (2048, 16), (4096, 8), (8192, 4)):
 #
 # The same model, batches and seed, three times: as a first attempt writes it; with torch's fused attention and without
 # recomputation; and with everything that `yupana train` does when it is told nothing. The loss is the same; the time is
-# not. `yupana flops ladder` pulls the levers one at a time.
+# not. All three are held against the one peak measured above, whatever dtype they compute in. `yupana flops ladder` pulls
+# the levers one at a time.
 
 # %%
+from yupana.flops.count import flops_per_token
+
 (WORK / "topics.txt").write_text("\n\n".join(topics.values()))
 common = {"data.corpus": str(WORK / "topics.txt"), "train.tokens": None, "log.eval_every": 1000, "optim.warmup_steps": 2}
 if GPU:
@@ -153,10 +157,10 @@ ways = {
 figures, ends = {}, []
 for name, changes in ways.items():
     settings = yupana.settings(preset, changes=common | changes)
+    per_token = flops_per_token(settings.model, settings.data.seq_len)["palm"]
     run = yupana.pretrain(settings, WORK / name.replace(" ", "-").replace(",", ""))
-    lines = [line for line in run.metrics if "mfu" in line][4:]
-    best = max(line["mfu"] for line in lines)
-    figures[name] = best
+    lines = [line for line in run.metrics if "tokens_per_second" in line][4:]
+    figures[name] = per_token * max(line["tokens_per_second"] for line in lines) / peak.best_known
     ends.append(lines[-1]["loss"])
 
 # %%
