@@ -79,8 +79,9 @@ from yupana.flops.hardware import bf16_is_fast, peaks
 
 device = "cuda" if GPU else "cpu"
 fastest = torch.bfloat16 if bf16_is_fast(device) else torch.float32
-peak = peaks(device, str(fastest).removeprefix("torch."))
-print(f"peak: {peak.best_known / 1e12:.3f} TFLOP/s in {str(fastest).removeprefix("torch.")}, {peak.source}")
+dtype = str(fastest).removeprefix("torch.")
+peak = peaks(device, dtype)
+print(f"peak: {peak.best_known / 1e12:.3f} TFLOP/s in {dtype}, {peak.source}")
 
 
 def rate(width, rows=4096):
