@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yupana.flops.operations import Operation, Sizes
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,14 @@ class Bench:
             return forward, backward
 
         return call
+
+
+def random(count: int, dtype: torch.dtype) -> torch.Tensor:
+    """[count] random numbers in a pattern that repeats: drawing each anew would take longer than what is measured."""
+    import torch
+
+    drawn = torch.randn(min(count, 1 << 20)).to(dtype)
+    return drawn.repeat(-(-count // drawn.numel()))[:count]
 
 
 def waited() -> float:

@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yupana.flops.bench import CPU, CUDA, MOST_ROUNDS, SWEEPS, Bench, Effort, Kernels, Tell, waited
+from yupana.flops.bench import CPU, CUDA, MOST_ROUNDS, SWEEPS, Bench, Effort, Kernels, Tell, random, waited
 from yupana.flops.hardware import device_name
 from yupana.flops.limits import DTYPES, LAYOUTS, AttentionRate, CollectiveRate, KernelRate, Limits, Machine, ProductRate
 from yupana.flops.operations import Sizes, adamw
@@ -83,12 +83,15 @@ def product_rates(bench: Bench) -> list[ProductRate]:
 
     Of a dtype that is not asked for only squares: enough to know which dtype is the faster.
     """
+    import torch
+
     sides, rates = bench.effort.sides, []
     grid = [(m, n, k) for m in sides for n in sides for k in sides if 2 * m * n * k <= bench.effort.most_flops]
     squares = [sizes for sizes in grid if len(set(sizes)) == 1]
     wanted = {dtype: grid if dtype in bench.dtypes else squares for dtype in DTYPES}
     for dtype, sizes in wanted.items():
-        room = [random(max(max(m * n, n * k, m * k) for m, n, k in sizes), dtype) for _ in range(3)]
+        largest = max(max(m * n, n * k, m * k) for m, n, k in sizes)
+        room = [random(largest, getattr(torch, dtype)) for _ in range(3)]
         keys = [(layout, *size) for layout in LAYOUTS for size in sizes]
         calls = [bench.plain(product(room, *key)) for key in keys]
         share = 0.54 * len(sizes) / sum(map(len, wanted.values()))
@@ -96,14 +99,6 @@ def product_rates(bench: Bench) -> list[ProductRate]:
         for (layout, m, n, k), (taken,) in zip(keys, seconds, strict=True):
             rates.append(ProductRate(dtype, layout, m, n, k, 2 * m * n * k / taken))
     return rates
-
-
-def random(count: int, dtype: str) -> torch.Tensor:
-    """At least `count` random numbers, in a pattern that repeats: drawing each anew would take as long as the products."""
-    import torch
-
-    drawn = torch.randn(min(count, 1 << 20)).to(getattr(torch, dtype))
-    return drawn.repeat(-(-count // drawn.numel()))
 
 
 def product(room: list[torch.Tensor], layout: str, m: int, n: int, k: int) -> Callable[[], object]:
@@ -179,7 +174,7 @@ def memory_rates(bench: Bench) -> list[KernelRate]:
     for dtype in bench.dtypes:
         item = getattr(torch, dtype).itemsize
         for size in bench.effort.kernel_bytes:
-            a, b, out = (random(size // item, dtype)[: size // item] for _ in range(3))
+            a, b, out = (random(size // item, getattr(torch, dtype)) for _ in range(3))
             moved = {"copy": 2 * a.nbytes, "add": 3 * a.nbytes, "fill": a.nbytes}
             calls: list[Callable[[], object]] = [
                 lambda o=out, x=a: o.copy_(x),  # type: ignore[misc]

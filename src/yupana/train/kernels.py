@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from yupana.config import OptimConfig
-from yupana.flops.bench import Kernel, Kernels
+from yupana.flops.bench import Kernel, Kernels, random
 from yupana.flops.operations import Operation, Sizes, cross_entropy, embedding, residual, rmsnorm, rope, swiglu
 from yupana.model.llama import Attend, attend, rotate
 from yupana.train import attention, optimizer
@@ -23,7 +23,6 @@ from yupana.train.loss import softmax_gradient
 WIDTH = 1024  # of the rows that are measured
 HEAD_DIM = 64
 VOCAB = 16384
-DRAWN = 256  # different rows
 
 
 def kernels(device: str, *, compiled: bool) -> Kernels:
@@ -48,7 +47,7 @@ def kernels(device: str, *, compiled: bool) -> Kernels:
         Kernel("cross_entropy", fuse(softmax_gradient), free(loss_inputs),
                lambda rows, sizes: [cross_entropy(rows, VOCAB, sizes)], both_in_forward=True),
         # Outside the compiled blocks:
-        Kernel("final_norm", normed, lambda rows, dtype: (random(rows, WIDTH, dtype), ones(WIDTH, dtype)),
+        Kernel("final_norm", normed, lambda rows, dtype: (random_rows(rows, WIDTH, dtype), ones(WIDTH, dtype)),
                lambda rows, sizes: [rmsnorm("norm", 1, rows, WIDTH, sizes)]),
         Kernel("embedding", nn.functional.embedding, embedding_inputs,
                lambda rows, sizes: [embedding(VOCAB, rows, WIDTH, sizes)]),
@@ -109,15 +108,9 @@ def free_rows(inputs: Callable[..., tuple[Tensor, ...]], rows: int, dtype: torch
 # --- inputs: random, never zeros, since the power that numbers draw depends on their bits -------------------------
 
 
-def random(rows: int, width: int, dtype: torch.dtype) -> Tensor:
+def random_rows(rows: int, width: int, dtype: torch.dtype) -> Tensor:
     """[rows, width] on the default device; its gradient is wanted."""
-    return repeated(rows, width, dtype).requires_grad_()
-
-
-def repeated(rows: int, width: int, dtype: torch.dtype) -> Tensor:
-    """A few random rows over and over: drawing all of them would take longer than the kernels."""
-    drawn = torch.randn(min(rows, DRAWN), width).to(dtype)
-    return drawn.repeat(-(-rows // DRAWN), 1)[:rows]
+    return random(rows * width, dtype).view(rows, width).requires_grad_()
 
 
 def ones(width: int, dtype: torch.dtype) -> Tensor:
@@ -127,7 +120,7 @@ def ones(width: int, dtype: torch.dtype) -> Tensor:
 
 def norm_inputs(rows: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Of residual_norm."""
-    return random(rows, WIDTH, dtype), random(rows, WIDTH, dtype), ones(WIDTH, dtype)
+    return random_rows(rows, WIDTH, dtype), random_rows(rows, WIDTH, dtype), ones(WIDTH, dtype)
 
 
 def norm_operations(rows: int, sizes: Sizes) -> list[Operation]:
@@ -138,19 +131,19 @@ def norm_operations(rows: int, sizes: Sizes) -> list[Operation]:
 def rope_inputs(rows: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Of rotate_heads."""
     angles = torch.rand(rows, 1, HEAD_DIM // 2)
-    return random(rows, WIDTH, dtype), angles.cos(), angles.sin()
+    return random_rows(rows, WIDTH, dtype), angles.cos(), angles.sin()
 
 
 def swiglu_inputs(rows: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Of gated."""
-    return (random(rows, 2 * WIDTH, dtype),)
+    return (random_rows(rows, 2 * WIDTH, dtype),)
 
 
 def loss_inputs(rows: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Of softmax_gradient."""
-    return repeated(rows, VOCAB, dtype), torch.randint(0, VOCAB, (rows,)), torch.tensor(1e-3)
+    return random(rows * VOCAB, dtype).view(rows, VOCAB), torch.randint(0, VOCAB, (rows,)), torch.tensor(1e-3)
 
 
 def embedding_inputs(rows: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Of torch's embedding."""
-    return torch.randint(0, VOCAB, (rows,)), random(VOCAB, WIDTH, dtype)
+    return torch.randint(0, VOCAB, (rows,)), random_rows(VOCAB, WIDTH, dtype)
