@@ -1,6 +1,7 @@
 """The ladder and the waterfall: the parts sum to the step, the records are those of real runs."""
 
 import json
+import re
 
 import pytest
 from conftest import TINY
@@ -11,7 +12,9 @@ from yupana.flops.count import flops_per_token
 from yupana.flops.explain import explain
 from yupana.flops.hardware import Peaks
 from yupana.flops.ladder import climb, fault, levers, tolerance
-from yupana.flops.waterfall import Event, by_shape, kind_of, waterfall
+from yupana.flops.operations import Sizes, step_operations
+from yupana.flops.operations import muon as muon_update
+from yupana.flops.waterfall import LEVERS, Event, by_shape, kind_of, lever, useful_flops, waterfall
 from yupana.model.shapes import ModelShape
 
 SHAPE = ModelShape()
@@ -60,7 +63,7 @@ def test_kernels_of_cpu_and_gpu_fall_into_their_parts(name, part):
 def test_parts_sum_to_the_step_and_losses_to_what_mfu_leaves(events, slack, steps):
     wall = sum(e.seconds for e in events) + slack + 1e-3
     peak = 1e12
-    parts = waterfall(events, wall, steps, SHAPE, batch=2, seq_len=64, peak=peak)
+    parts = waterfall(events, events, wall, steps, SHAPE, 2, 64, peak, {})
     step = wall / steps
     assert sum(p.seconds for p in parts) == pytest.approx(step)
     useful = {p.name: p.useful_seconds for p in parts}
@@ -72,7 +75,7 @@ def test_parts_sum_to_the_step_and_losses_to_what_mfu_leaves(events, slack, step
 def test_the_result_is_scaled_to_an_unprofiled_step():
     events = [Event("aten::mm", 2.0, ((64, 32), (32, 16))), Event("aten::bmm", 1.0), Event("aten::copy_", 0.5)]
     peaks = Peaks("cpu", "float32", 1e9, None, "measured")
-    result = explain(events, events, 2, 4.0, 2.0, SHAPE, 1, 64, peaks)
+    result = explain(events, events, 2, 4.0, 2.0, SHAPE, 1, 64, peaks, {})
     assert result["step_seconds"] == 1.0
     assert result["profiler_overhead"] == pytest.approx(1.0)
     seconds = {part["name"]: part["seconds"] for part in result["parts"]}
@@ -83,6 +86,37 @@ def test_the_result_is_scaled_to_an_unprofiled_step():
         {"m": 64, "k": 32, "n": 16, "count": 0.5, "seconds": 0.5, "share_of_peak": 64 * 32 * 16 / 0.5 / 1e9,
          "lost_seconds": 0.5 - 64 * 32 * 16 / 1e9}
     )  # fmt: skip
+
+
+def test_products_done_twice_are_recomputation_and_muons_the_optimizers():
+    useful = useful_flops(step_operations(SHAPE, 2, 64))["matrix products"]
+    muon = muon_update(SHAPE, Sizes.of("fp32")).flops
+    assert muon > 0
+
+    def parts(flops, settings):
+        event = Event("aten::mm", 3.0, ((1, flops // 2), (flops // 2, 1)))
+        return {p.name: p for p in waterfall([event], [event], 3.0, 1, SHAPE, 2, 64, 1e12, settings)}
+
+    plain = parts(useful, {})
+    assert plain["matrix products"].seconds == 3.0
+    assert "recomputation" not in plain
+    twice = parts(useful * 3 // 2, {})
+    assert twice["matrix products"].seconds == pytest.approx(2.0)
+    assert twice["recomputation"].seconds == twice["recomputation"].lost_seconds == pytest.approx(1.0)
+    assert parts(useful + muon, {"optim.name": "muon"})["optimizer"].seconds == pytest.approx(3 * muon / (useful + muon))
+
+
+def test_a_lever_that_is_pulled_is_named_no_more():
+    assert lever("norms", {}).startswith("train.compile block; ")
+    assert "train.compile" not in lever("norms", {"train.compile": "model"})
+    assert "float8" not in lever("matrix products", {"fast.float8": "impossible"})
+    best = {
+        "train.compile": "max-autotune", "train.micro_batch": "whole", "train.precision": "bf16", "fast.adamw": "fused",
+        "fast.projections": "fused", "fast.loss": "chunked", "fast.overlap": "true", "fast.allocator": "keep",
+        "fast.float8": "impossible", "cuda-graphs": "impossible",
+    }  # fmt: skip
+    for part in LEVERS:  # something is always left, if only a wider model
+        assert re.fullmatch("((?!compile|fused|chunked|micro).)+", lever(part, best)), part
 
 
 def test_products_are_grouped_by_their_sizes():
@@ -137,7 +171,7 @@ def test_a_ladder_climbs_keeps_what_helps_and_goes_on_after_a_stop(tmp_path, cor
 def test_every_rung_keeps_the_loss_over_200_steps(tmp_path, corpus):
     rungs = climb([*TINY, f"--data.corpus={corpus}", "--optim.lr=5e-3"], 200, tmp_path, "cpu", levers(2, 8))
     ran = [rung for rung in rungs if "loss" in rung]
-    assert len(ran) >= 14
+    assert len(ran) >= 14, rungs
     assert ran[0]["loss"] < 4.5  # it has learnt: an untrained model is at ln 300 = 5.7
     for rung in ran:
         assert abs(rung["loss_difference"]) <= rung["tolerance"], rung
@@ -158,7 +192,7 @@ def test_a_rung_that_loses_loss_or_time_is_let_go_of():
 
 @pytest.mark.slow
 def test_explain_and_ladder_through_the_command_line(tmp_path, corpus, yupana):
-    arguments = [*TINY, f"--data.corpus={corpus}", "--train.steps=4"]
+    arguments = [*TINY, f"--data.corpus={corpus}", "--train.steps=4", "--fast.recompute=block"]
     run = tmp_path / "run"
     trained = yupana("train", "7m", "--run", run, *arguments, "--train.tokens=null", "--explain")
     assert trained.returncode == 0, trained.stderr
@@ -171,6 +205,10 @@ def test_explain_and_ladder_through_the_command_line(tmp_path, corpus, yupana):
     assert sum(p["seconds"] for p in result["parts"]) == pytest.approx(result["step_seconds"], rel=0.02)
     assert result["mfu"]["exact"] + sum(p["lost_share"] for p in result["parts"]) == pytest.approx(1, abs=0.02)
     assert all(p["lever"] for p in result["parts"])
+    seconds = {p["name"]: p["seconds"] for p in result["parts"]}
+    blocks, head = 2 * (32 * (32 + 2 * 16 + 32) + 3 * 32 * 48), 300 * 32  # weights: forward once more in the blocks
+    again = seconds["recomputation"] / (seconds["recomputation"] + seconds["matrix products"])
+    assert again == pytest.approx(2 * blocks / (6 * (blocks + head) + 2 * blocks))
     assert (tmp_path / "fall.png").stat().st_size > 10_000
     assert json.loads((run / "waterfall.json").read_text()) == result
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from yupana.files import cache_folder
+from yupana.flops.hardware import best_rates, has_float8
 
 CORE = ("torch", "numpy", "tokenizers", "safetensors", "rich", "jsonargparse", "PyYAML")
 EXTRAS = {
@@ -80,7 +81,7 @@ def _works() -> list[Check]:
         _tried("fp32 products", partial(_matmul, device, torch.float32)),
         _tried("bf16 products", partial(_matmul, device, torch.bfloat16)),
     ]
-    if _has_float8():
+    if has_float8(device):
         checks.append(_tried("float8 products", partial(_float8, device)))
     else:
         checks.append(_check("float8 products", None, "needs a GPU from Ada or Hopper on"))
@@ -97,17 +98,9 @@ def _works() -> list[Check]:
 def _matmul(device: str, dtype: Any) -> str:
     import torch
 
-    from yupana.flops.hardware import best_rates
-
     product = torch.eye(64, device=device, dtype=dtype) @ torch.ones(64, 64, device=device, dtype=dtype)
     assert float(product.sum()) == 64 * 64
     return f"{best_rates(device)[str(dtype).removeprefix('torch.')] / 1e9:,.0f} GFLOP/s, best seen"
-
-
-def _has_float8() -> bool:
-    import torch
-
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
 
 
 def _float8(device: str) -> str:

@@ -13,19 +13,20 @@ from yupana.model.shapes import ModelShape
 
 def explain(
     events: list[Event], products: list[Event], steps: int, profiled_seconds: float, plain_seconds: float,
-    shape: ModelShape, batch: int, seq_len: int, peaks: Peaks,
+    shape: ModelShape, batch: int, seq_len: int, peaks: Peaks, settings: dict[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     """`{"step_seconds", "mfu", "parts": [{"name", "seconds", "share", "lost_share", "lever", …}], "products", …}`.
 
-    `batch` is sequences in a step. The profiler slows every operator by a few microseconds; all times are scaled by
-    what the same steps took without it, which `profiler_overhead` tells. The parts' shares sum to 1, and MFU (exact)
-    and all lost shares sum to 1. `palm_share` is MFU by the other convention.
+    `products` are the matrix products with their sizes; `batch` is sequences in a step; `settings`, by dotted name, are
+    those in force: what they do already is no lever. The profiler slows every operator by a few microseconds; all times
+    are scaled by what the same steps took without it, which `profiler_overhead` tells. The parts' shares sum to 1, and MFU
+    (exact) and all lost shares sum to 1.
     """
     scale = plain_seconds / profiled_seconds
     scaled = [replace(event, seconds=event.seconds * scale) for event in events]
     shaped = [replace(event, seconds=event.seconds * scale) for event in products]
     peak, step = peaks.best_known, plain_seconds / steps
-    parts = waterfall(scaled, plain_seconds, steps, shape, batch, seq_len, peak)
+    parts = waterfall(scaled, shaped, plain_seconds, steps, shape, batch, seq_len, peak, settings)
     flops = {name: batch * seq_len * f for name, f in flops_per_token(shape, seq_len).items()}
     return {
         "step_seconds": step,

@@ -53,6 +53,13 @@ def bf16_is_fast(device: str) -> bool:
     return rates["bfloat16"] > 1.2 * rates["float32"]
 
 
+def has_float8(device: str) -> bool:
+    """Whether this machine multiplies 8-bit floats: a GPU from Ada or Hopper on."""
+    import torch
+
+    return device == "cuda" and torch.cuda.get_device_capability() >= (8, 9)
+
+
 def device_name(device: str) -> str:
     """The processor's or accelerator's own name."""
     if device == "cuda":

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from yupana.config import Config
 from yupana.errors import UserError
+from yupana.flops.hardware import has_float8
 from yupana.model.llama import Attention, Block, FeedForward, Llama
 from yupana.train import attention
 from yupana.train.loss import LossFunction, full_cross_entropy, linear_cross_entropy, softmax_gradient
@@ -63,7 +64,7 @@ def multiply_in_float8(model: Llama, recipe: str, device: str, emulate: bool = F
     `recipe` is "tensorwise" (fastest) or "rowwise" (safer). `emulate` computes the same roundings in ordinary
     products, for tests without such a GPU. Raises UserError where neither the device nor the package has it.
     """
-    if not emulate and (device != "cuda" or torch.cuda.get_device_capability() < (8, 9)):
+    if not emulate and not has_float8(device):
         raise UserError(
             f"fast.float8 is {recipe}, but this {'GPU' if device == 'cuda' else 'CPU'} has no 8-bit matrix products: "
             "they need a GPU from Ada or Hopper on; use --fast.float8 off"

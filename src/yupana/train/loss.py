@@ -24,6 +24,8 @@ IGNORED = -100  # a target that counts for nothing: the next token belongs to an
 # products stay large enough to run at full rate.
 CHUNK_ELEMENTS = 1 << 26
 
+PIECE = 8192  # words that a bf16 product on a CPU sums over at once; 4 096 to 8 192 are fastest of 4 096 to 32 768
+
 Kernel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (hidden, weight, targets, scale) → loss
 
@@ -54,6 +56,22 @@ def softmax_gradient(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Te
     return loss, gradient.scatter(-1, index, at_target)
 
 
+def times_weight(d_logits: Tensor, weight: Tensor, out: Tensor) -> None:
+    """`d_logits @ weight` into `out` [rows, d_model], summed over the vocabulary: in pieces where that is faster.
+
+    oneDNN's bf16 product of 512 × 128 256 with 128 256 × 2 048 runs at 763 GFLOP/s, in pieces at 846 (2 cores, AMD EPYC
+    with bf16 instructions); in fp32, for short vocabularies and on a GPU there is nothing to gain. The pieces are added in
+    fp32, so that rounding them costs no more than rounding the whole.
+    """
+    if out.device.type != "cpu" or out.dtype != torch.bfloat16 or weight.shape[0] < 2 * PIECE:
+        torch.mm(d_logits, weight, out=out)
+        return
+    total = torch.zeros(out.shape)
+    for part, words in zip(d_logits.split(PIECE, 1), weight.split(PIECE), strict=True):
+        total += part @ words
+    out.copy_(total)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, kernel: Kernel) -> Tensor:
@@ -64,7 +82,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             h = hidden[start : start + rows]
             chunk_loss, d_logits = kernel(F.linear(h, weight), targets[start : start + rows], scale)
             loss += chunk_loss
-            torch.mm(d_logits, weight, out=d_hidden[start : start + rows])
+            times_weight(d_logits, weight, d_hidden[start : start + rows])
             if d_weight is None:
                 d_weight = d_logits.T @ h
             else:

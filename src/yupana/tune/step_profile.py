@@ -49,7 +49,7 @@ class StepProfile:
         events = on_gpu(self.profiler) if self.cuda else on_cpu(self.profiler)
         products = launched(self.profiler) if self.cuda else events
         shape = shape_from_config(model.config.to_dict())
-        return explain(events, products, 1, seconds, self.plain_seconds, shape, rows, columns, peaks)
+        return explain(events, products, 1, seconds, self.plain_seconds, shape, rows, columns, peaks, {})
 
     def _wait(self) -> None:
         if self.cuda:
