@@ -5,8 +5,8 @@
 
 The prediction is `yupana flops predict` with this machine's saved limits. The measurement is a real training step
 (compiled blocks, chunked head, AdamW) on random tokens, each configuration in a process of its own, all in turn,
-several times over. Time is the fastest round's median of three steps in which no thread had to wait for a processor,
-or its fastest step where there were not three; memory is the process's peak, and beside it the peak of
+several times over. Time is the fastest round's median of three steps in which no thread had to wait for a processor
+and no memory was used for the first time, or its fastest step where there were not three; memory is the process's peak, and beside it the peak of
 the tensors alone, from torch's own profiler. Writes docs/results/prediction.json and .md.
 """
 
@@ -119,6 +119,7 @@ def measure(case: Case) -> dict[str, Any]:
     from yupana.config import load
     from yupana.flops.bench import waited
     from yupana.train import fast, optimizer
+    from yupana.train.profile import SETTLED
     from yupana.train.session import build_model
 
     config = load(case.model, None, [*case.overrides, "--train.steps=1", f"--data.seq_len={case.seq_len}"])
@@ -148,10 +149,11 @@ def measure(case: Case) -> dict[str, Any]:
         step(index)
     seconds, quiet = [], []
     while len(quiet) < STEPS and len(seconds) < 4 * STEPS:
-        begun, before = time.perf_counter(), waited()
+        begun, before, held = time.perf_counter(), waited(), peak_rss_bytes()
         step(len(seconds) + 3)
         seconds.append(time.perf_counter() - begun)
-        if waited() - before < 0.05 * seconds[-1]:  # no thread stood in line for a processor
+        in_line = waited() - before > 0.05 * seconds[-1]  # a thread stood in line for a processor
+        if not in_line and peak_rss_bytes() - held < SETTLED:
             quiet.append(seconds[-1])
     state = [*model.parameters(), *optim.state().values()]
     kept = sum(t.untyped_storage().nbytes() for t in {t.untyped_storage().data_ptr(): t for t in state}.values())

@@ -112,7 +112,7 @@ LEVERS: dict[str, tuple[Advice, ...]] = {
         Advice("fast.allocator keep", "fast.allocator", ("keep",)),
         TRAFFIC,
     ),
-    "data": (Advice("fast.overlap true", "fast.overlap", ("true",)), TRAFFIC),
+    "data": (Advice("fast.overlap true", "fast.overlap", ("true",)), Advice("a faster disk")),
     "other elementwise": (COMPILE, WIDER),
     "host and gaps": (
         COMPILE,
