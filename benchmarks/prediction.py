@@ -6,8 +6,9 @@
 The prediction is `yupana flops predict` with this machine's saved limits. The measurement is a real training step
 (compiled blocks, chunked head, AdamW) on random tokens, each configuration in a process of its own, all in turn,
 several times over. Time is the fastest round's median of three steps in which no thread had to wait for a processor
-and no memory was used for the first time, or its fastest step where there were not three; memory is the process's peak, and beside it the peak of
-the tensors alone, from torch's own profiler. Writes docs/results/prediction.json and .md.
+and no memory was used for the first time, or its fastest step where there were not three; memory is the process's
+peak, and beside it the peak of the tensors alone, from torch's own profiler. Writes docs/results/prediction.json
+and .md.
 """
 
 from __future__ import annotations
