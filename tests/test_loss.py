@@ -78,6 +78,18 @@ def test_accumulating_the_heads_gradient_in_bf16_stays_close_to_float64():
     assert errors[256] < 0.01
 
 
+@pytest.mark.parametrize("vocab", [64, 65, 1000])
+def test_a_product_in_pieces_costs_one_rounding_more(vocab, monkeypatch):
+    """bf16 over pieces of 32 words: at most √2 times the error, against float64, of rounding the right result once."""
+    torch.manual_seed(0)
+    logits, weight = torch.randn(256, vocab).bfloat16(), torch.randn(vocab, 64).bfloat16()
+    exact = logits.double() @ weight.double()
+    monkeypatch.setattr(loss_module, "PIECE", 32)
+    out = torch.empty(256, 64, dtype=torch.bfloat16)
+    loss_module.times_weight(logits, weight, out)
+    assert relative(out, exact) < 1.5 * relative(exact.bfloat16(), exact)
+
+
 def test_kernel_gives_a_probability_gradient():
     logits, targets = torch.randn(7, 11), torch.randint(0, 11, (7,))
     _, gradient = softmax_gradient(logits, targets, torch.tensor(1.0))
