@@ -60,8 +60,9 @@ def times_weight(d_logits: Tensor, weight: Tensor, out: Tensor) -> None:
     """`d_logits @ weight` into `out` [rows, d_model], summed over the vocabulary: in pieces where that is faster.
 
     oneDNN's bf16 product of 512 × 128 256 with 128 256 × 2 048 runs at 763 GFLOP/s, in pieces at 846 (2 cores, AMD EPYC
-    with bf16 instructions); in fp32 and for short vocabularies there is nothing to gain, and a GPU's kernels split such sums
-    themselves. The pieces are added in fp32, so that all of them together cost one rounding more (0.24 % of error instead of 0.17, tests/test_loss.py).
+    with bf16 instructions). In fp32 and for short vocabularies there is nothing to gain; a GPU's kernels split such sums
+    themselves. The pieces are added in fp32, so that all of them together cost one rounding more (0.24 % of error instead of
+    0.17, tests/test_loss.py).
     """
     if out.device.type != "cpu" or out.dtype != torch.bfloat16 or weight.shape[0] < 2 * PIECE:
         torch.mm(d_logits, weight, out=out)
