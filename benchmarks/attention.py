@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -36,7 +37,7 @@ def main() -> None:
         "# Causal attention on a CPU, forward and backward",
         "",
         f"{TOKENS:,} tokens, {torch.get_num_threads()} threads, torch {torch.__version__}; best of {rounds} "
-        f"interleaved rounds. Made by `python {' '.join(sys.argv)}`.",
+        f"interleaved rounds. Made by `python {shlex.join(sys.argv)}`.",
         "",
         "| dtype | heads | seq_len | query blocks | torch's kernel | blocks are faster by |",
         "| --- | --- | ---: | ---: | ---: | ---: |",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -52,7 +53,7 @@ def measure(preset: str, options: argparse.Namespace) -> None:
     result = json.loads(done.stdout)
     ceilings.append(products_alone(preset, options.batch, more))
     result |= {
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "batch": options.batch,
         "products_alone_share_of_peak": max(ceilings) / max(best_rates("cpu").values()),
         "products_alone_flops_per_second": ceilings,

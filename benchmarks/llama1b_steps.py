@@ -10,6 +10,7 @@ the peak of the process's memory.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 import time
@@ -39,7 +40,7 @@ def main() -> None:
         session = ready(Path(folder), options)
         result = {
             "benchmark": "llama3.2-1b-steps",
-            "command": " ".join(["python", *sys.argv]),
+            "command": shlex.join(["python", *sys.argv]),
             "device": session.peaks.device,
             "torch": torch.__version__,
             "parameters": sum(p.numel() for p in session.model.parameters()),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -106,12 +107,12 @@ def write(runs: dict[tuple[str, int], list[dict[str, Any]]]) -> None:
         rows.append(row)
     folder = Path("docs/results")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "memory.json", {"command": " ".join(["python", *sys.argv]), "rows": rows})
+    write_json(folder / "memory.json", {"command": shlex.join(["python", *sys.argv]), "rows": rows})
     lines = [
         "# Memory of the output head: chunked beside full logits",
         "",
         "Two layers of Llama 3.2-1B, bf16 with fp32 masters, peak above weights, masters, moments and gradients "
-        f"({rows[0]['chunked']['runs'][0]['state_bytes'] / 1e9:.2f} GB). Made by `python {' '.join(sys.argv)}`.",
+        f"({rows[0]['chunked']['runs'][0]['state_bytes'] / 1e9:.2f} GB). Made by `python {shlex.join(sys.argv)}`.",
         "",
         "| tokens | chunked | full logits | memory ratio | chunked step | full step | time ratio |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -212,7 +213,7 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
     errors = {
         figure: statistics.median(abs(r[f"{figure}_error"]) for r in rows) for figure in ("time", "process", "tensor")
     }
-    command = " ".join(["python", *sys.argv])
+    command = shlex.join(["python", *sys.argv])
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, {"command": command, "median_absolute_error": errors, "rows": rows})
     disturbed = sum(not r["quiet_runs"] for r in rows)

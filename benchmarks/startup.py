@@ -10,6 +10,7 @@ Writes docs/results/startup.json.
 from __future__ import annotations
 
 import argparse
+import shlex
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def main() -> None:
     }
     folder = Path("docs/results")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "startup.json", {"command": " ".join(["python", *sys.argv]), "seconds": result})
+    write_json(folder / "startup.json", {"command": shlex.join(["python", *sys.argv]), "seconds": result})
     for name, figures in result.items():
         print(f"{name}: {figures['median']:.2f} s ({figures['min']:.2f}–{figures['max']:.2f})")
 

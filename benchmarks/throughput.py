@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shlex
 import statistics
 import sys
 import sysconfig
@@ -131,7 +132,7 @@ def main() -> None:
         "benchmark": "throughput",
         "case": options.case,
         "title": case.title,
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(options.device),
         "text": str(options.corpus or "Python's library as bytes"),
