@@ -227,9 +227,10 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
         f"{len(rows)} rows: step time {errors['time']:.1%}, "
         f"tensors {errors['tensor']:.1%}, the whole process {errors['process']:.1%}.",
         "",
-        f"Rows with an asterisk ({disturbed}): in no round did a step run without its threads waiting for a processor "
-        "that something else used, so the measured time is not this machine's best; they count in the median all the "
-        "same. The process holds more than its tensors: torch, the compiler, and what the allocator cannot reuse.",
+        f"Rows with an asterisk ({disturbed}): in no round did three steps run without waiting for a processor that "
+        "something else used and without memory used for the first time, so the measured time is not this machine's best; "
+        "they count in the median all the same. The process holds more than its tensors: torch, the compiler, and what the "
+        "allocator cannot reuse.",
         "",
         "| configuration | step, predicted | measured | error | tensors, predicted | measured | error | process | error |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

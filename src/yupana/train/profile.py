@@ -101,8 +101,9 @@ def profile_steps(config: Config, mixture: Mixture, steps: int) -> Profile:
         seen.steps += 1
         seen.plain_seconds += plain
         seen.profiled_seconds += profiled
-        seen.events += on_gpu(profiler) if session.device == "cuda" else on_cpu(profiler)
-        seen.products += launched(profiler) if session.device == "cuda" else on_cpu(profiler)
+        events, products = recorded(profiler, session.device == "cuda")
+        seen.events += events
+        seen.products += products
     return seen
 
 
@@ -113,8 +114,7 @@ def under_profiler(session: Session, step: int) -> tuple[Any, float]:
     gigabytes of it where one profiler saw several steps of a model with a large vocabulary.
     """
     gc.collect()  # the profiler before: its events refer to each other
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if session.device == "cuda" else [])
-    with profile(activities=activities, record_shapes=True) as profiler:
+    with new_profiler(session.device == "cuda") as profiler:
         seconds = timed(session, step)
     return profiler, seconds
 
@@ -135,6 +135,20 @@ def take_step(session: Session, step: int) -> None:
         batch = read_batch(session, step)
     forward_backward(session, batch)
     session.optimizer.step(step, session.config.optim.lr)
+
+
+def new_profiler(cuda: bool) -> profile:
+    """torch's profiler of what a waterfall is made of."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
+    return profile(activities=activities, record_shapes=True)
+
+
+def recorded(profiler: Any, cuda: bool) -> tuple[list[Event], list[Event]]:
+    """All that a profiler saw, and the events in which the matrix products tell their sizes: on a CPU the same list."""
+    if cuda:
+        return on_gpu(profiler), launched(profiler)
+    events = on_cpu(profiler)
+    return events, events
 
 
 def on_cpu(profiler: Any) -> list[Event]:

@@ -6,12 +6,11 @@ import time
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from yupana.flops.explain import explain
 from yupana.flops.hardware import Peaks
 from yupana.model.huggingface_config import shape_from_config
-from yupana.train.profile import launched, on_cpu, on_gpu
+from yupana.train.profile import new_profiler, recorded
 
 
 class StepProfile:
@@ -25,8 +24,7 @@ class StepProfile:
     def begin(self, *, profiled: bool) -> None:
         """A step begins: the one to profile, or the one before it."""
         if profiled:
-            activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.cuda else [])
-            self.profiler = profile(activities=activities, record_shapes=True)
+            self.profiler = new_profiler(self.cuda)
             self.profiler.__enter__()
         self._wait()
         self.begun = time.perf_counter()
@@ -46,8 +44,7 @@ class StepProfile:
 
         Raises UserError for a model that is no Llama: what its products are worth is not known here.
         """
-        events = on_gpu(self.profiler) if self.cuda else on_cpu(self.profiler)
-        products = launched(self.profiler) if self.cuda else events
+        events, products = recorded(self.profiler, self.cuda)
         shape = shape_from_config(model.config.to_dict())
         return explain(events, products, 1, seconds, self.plain_seconds, shape, rows, columns, peaks, {})
 
